@@ -1,0 +1,19 @@
+"""Networks of OM-Net, in MONAI's grammar."""
+
+from omnet_monai.networks.blocks import (
+    CategoryChannelImportance,
+    ComplementarySegmentation,
+    CrossTaskGuidedAttention,
+    FusionResidualBlock,
+)
+from omnet_monai.networks.nets import FusionNet, OMNet, TaskHead
+
+__all__ = [
+    "CategoryChannelImportance",
+    "ComplementarySegmentation",
+    "CrossTaskGuidedAttention",
+    "FusionNet",
+    "FusionResidualBlock",
+    "OMNet",
+    "TaskHead",
+]

@@ -1,0 +1,203 @@
+"""OM-Net: one backbone, three tasks, one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Union
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import ChannelSELayer, Convolution
+from monai.networks.layers.factories import Dropout, Pool
+from torch import nn
+
+from omnet_monai.networks.blocks import CrossTaskGuidedAttention, FusionResidualBlock
+from omnet_monai.regions import TASKS
+
+__all__ = ["FusionNet", "OMNet", "TaskHead"]
+
+
+class FusionNet(nn.Module):
+    """
+    The shared backbone of `OM-Net <https://doi.org/10.1109/TIP.2020.2973510>`_: a residual encoder and decoder whose
+    levels are joined by element-wise sums. Every spatial side is halved three times with four levels; a side that is
+    no multiple of 8 is padded with zeros on its far end and cropped again.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        in_channels: number of input channels, four MR sequences by default.
+        features: channels of each level, outermost first.
+        norm: normalization type and arguments, in MONAI's grammar.
+        dropout: probability of dropping a voxel's feature at the deepest level.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 4,
+        features: Sequence[int] = (32, 64, 128, 256),
+        norm: tuple | str = "batch",
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        inputs, last = [in_channels, *features[:-1]], len(features) - 1
+
+        def conv(fan_in: int, fan_out: int) -> Convolution:
+            return Convolution(spatial_dims, fan_in, fan_out, adn_ordering="NA", norm=norm, act="relu")
+
+        self.encoders = nn.ModuleList(
+            nn.Sequential(conv(i, c), FusionResidualBlock(spatial_dims, c, norm), conv(c, c))
+            for i, c in zip(inputs, features, strict=True)
+        )
+        self.pool = Pool[Pool.MAX, spatial_dims](kernel_size=2)
+        self.dropout = Dropout[Dropout.DROPOUT, 1](dropout)
+        self.ups = nn.ModuleList(
+            Convolution(
+                spatial_dims,
+                features[level + 1],
+                features[level],
+                strides=2,
+                kernel_size=2,
+                padding=0,
+                output_padding=0,
+                is_transposed=True,
+                adn_ordering="NA",
+                norm=norm,
+                act="relu",
+            )
+            for level in reversed(range(last))
+        )
+        self.decoders = nn.ModuleList()
+        for level in reversed(range(last)):
+            c = features[level]
+            layers = [conv(c, c), FusionResidualBlock(spatial_dims, c, norm)]
+            self.decoders.append(nn.Sequential(*layers, conv(c, c)) if level else nn.Sequential(*layers))
+        self.divisor = 2**last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map sequences of shape ``(B, in_channels, *spatial)`` to features ``(B, features[0], *spatial)``."""
+        sizes = x.shape[2:]
+        pads: list[int] = []
+        for size in sizes[::-1]:
+            pads += [0, -size % self.divisor]
+        x = F.pad(x, pads)
+
+        skips: list[torch.Tensor] = []
+        for level, encoder in enumerate(self.encoders):
+            x = encoder(self.pool(x) if level else x)
+            skips.append(x)
+        x = self.dropout(x)
+        for level, (up, decoder) in enumerate(zip(self.ups, self.decoders)):  # noqa: B905, TorchScript knows no strict
+            x = decoder(up(x) + skips[-2 - level])
+
+        for axis, size in enumerate(sizes):
+            x = x.narrow(axis + 2, 0, size)
+        return x
+
+
+class TaskHead(nn.Module):
+    """
+    One task's own layers: a 3x3x3 convolution with normalization and ReLU, then a 1x1x1 convolution to its classes.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        in_channels: number of feature channels.
+        out_channels: number of classes.
+        norm: normalization type and arguments, in MONAI's grammar.
+        squeeze: recalibrate the shared features by a squeeze-and-excitation layer (r=16) first.
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, norm: tuple | str = "batch", squeeze: bool = False
+    ) -> None:
+        super().__init__()
+        reduction = min(16, in_channels)
+        self.attention = ChannelSELayer(spatial_dims, in_channels, r=reduction) if squeeze else nn.Identity()
+        self.conv = Convolution(spatial_dims, in_channels, in_channels, adn_ordering="NA", norm=norm, act="relu")
+        self.final = Convolution(spatial_dims, in_channels, out_channels, kernel_size=1, conv_only=True)
+
+    def forward(self, features: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
+        """Map features ``(B, C, *spatial)`` to logits ``(B, out_channels, *spatial)``; the guide is not looked at."""
+        return self.final(self.conv(self.attention(features)))
+
+
+class OMNet(nn.Module):
+    """
+    One-pass multi-task network for brain tumor segmentation, `Zhou et al., IEEE TIP 2020
+    <https://doi.org/10.1109/TIP.2020.2973510>`_.
+
+    Args:
+        spatial_dims: number of spatial dimensions, 2 or 3.
+        in_channels: number of input channels, the MR sequences T1, T1c, T2, FLAIR by default.
+        class_counts: number of classes of each task; one to three tasks. The release has ``(5, 5, 2)``, of which the
+            fifth stays unused; the bundle has ``(4, 4, 2)``.
+        features: channels of each backbone level.
+        attention: ``"cga"`` for cross-task guided attention, ``"se"`` for a squeeze-and-excitation layer on the
+            shared features before each head (where the paper put it is not known: this placement is ours), ``"none"``.
+        norm: normalization type and arguments, in MONAI's grammar.
+        dropout: probability of dropping a voxel's feature at the deepest level.
+
+    Raises:
+        ValueError: for an unknown ``attention`` and for class counts that cannot hold a task's classes.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 4,
+        class_counts: Sequence[int] = (5, 5, 2),
+        features: Sequence[int] = (32, 64, 128, 256),
+        attention: str = "cga",
+        norm: Sequence | str = ("batch", {"eps": 1e-5, "momentum": 0.1}),
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if attention not in ("cga", "se", "none"):
+            raise ValueError(f'attention must be "cga", "se" or "none", got {attention!r}')
+        needed = [len(task.classes) + 1 for task in TASKS]
+        if not 1 <= len(class_counts) <= len(TASKS) or any(n < m for n, m in zip(class_counts, needed, strict=False)):
+            raise ValueError(f"class_counts must be one to three counts of at least {needed}, got {class_counts}")
+        norm = norm if isinstance(norm, str) else (norm[0], norm[1])
+        width = features[0]
+        self.backbone = FusionNet(spatial_dims, in_channels, features, norm, dropout)
+        self.heads = nn.ModuleList(
+            CrossTaskGuidedAttention(spatial_dims, width, count)
+            if attention == "cga" and task
+            else TaskHead(spatial_dims, width, count, norm, squeeze=attention == "se")
+            for task, count in enumerate(class_counts)
+        )
+        self.channels = [list(task.channels) for task in TASKS]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialize as the release does: He weights, convolution biases 0.1, the first convolution's 0."""
+        convs = [m for m in self.modules() if isinstance(m, nn.modules.conv._ConvNd)]
+        for conv in convs:
+            nn.init.kaiming_normal_(conv.weight)
+            nn.init.constant_(conv.bias, 0.1)
+        nn.init.zeros_(convs[0].bias)
+
+    def forward(self, x: torch.Tensor, num_tasks: int = 3) -> Union[torch.Tensor, list[torch.Tensor]]:  # noqa: UP007
+        """
+        Args:
+            x: normalized sequences, shape ``(B, in_channels, *spatial)``.
+            num_tasks: how many tasks are active. The heads of the others do not run in training, so no gradient,
+                momentum or weight decay reaches them; evaluation always runs all.
+
+        Returns:
+            In training the logits of the active tasks, each ``(B, class_counts[task], *spatial)``. In evaluation the
+            region probabilities, one per task (WT, TC, ET), float32, not nested, shape ``(B, tasks, *spatial)``.
+        """
+        features = self.backbone(x)
+        logits: list[torch.Tensor] = []
+        regions: list[torch.Tensor] = []
+        region = torch.ones_like(features[:, :1])  # nothing guides the first task
+        for task, head in enumerate(self.heads):
+            if task < num_tasks or not self.training:
+                scores = head(features, region)
+                region = scores.float().softmax(1)[:, self.channels[task]].sum(1, keepdim=True)
+                logits.append(scores)
+                regions.append(region)
+        if self.training:
+            return logits
+        return torch.cat(regions, dim=1)

@@ -1,0 +1,173 @@
+"""The one table of labels, label schemes, regions and tasks; labels to regions and back as pure tensor functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = [
+    "BACKGROUND",
+    "NECROSIS",
+    "EDEMA",
+    "ENHANCING",
+    "CLASS_NAMES",
+    "REGIONS",
+    "SCHEMES",
+    "SEQUENCES",
+    "TASKS",
+    "Task",
+    "classes_from_codes",
+    "classes_from_regions",
+    "codes_from_classes",
+    "regions_from_classes",
+]
+
+SEQUENCES = ("t1", "t1c", "t2", "flair")
+"""The order of the input channels, everywhere inside."""
+
+BACKGROUND, NECROSIS, EDEMA, ENHANCING = range(4)
+CLASS_NAMES = ("background", "NCR/NET", "edema", "enhancing")
+
+REGIONS = {"WT": (NECROSIS, EDEMA, ENHANCING), "TC": (NECROSIS, ENHANCING), "ET": (ENHANCING,)}
+"""Regions and their classes, outermost first: WT (whole tumor) contains TC (core) contains ET (enhancing)."""
+
+SCHEMES = {
+    "brats2015": {0: BACKGROUND, 1: NECROSIS, 2: EDEMA, 3: NECROSIS, 4: ENHANCING},
+    "brats2017": {0: BACKGROUND, 1: NECROSIS, 2: EDEMA, 4: ENHANCING},
+    "brats2023": {0: BACKGROUND, 1: NECROSIS, 2: EDEMA, 3: ENHANCING, 4: BACKGROUND},  # 4: resection cavity
+    "msd": {0: BACKGROUND, 1: EDEMA, 2: NECROSIS, 3: ENHANCING},
+}
+"""Codes of each label scheme and the class each stands for. The first code of a class is the one written."""
+
+_WITHOUT_SCHEME = {0: BACKGROUND, 1: NECROSIS, 2: EDEMA, 3: ENHANCING, 4: ENHANCING}
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    One of the three tasks that OM-Net solves in one pass.
+
+    Attributes:
+        name: the paper's adjective.
+        sampled_in: the region its own training patches are centered in, ``None`` for the brain.
+        region: the region it yields.
+        classes: the inner classes that its output channels 1, 2, ... stand for; every other class is channel 0.
+        channels: the output channels whose probabilities add up to the region.
+    """
+
+    name: str
+    sampled_in: str | None
+    region: str
+    classes: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    def target(self, label: torch.Tensor) -> torch.Tensor:
+        """Turn a label map of inner classes, any shape, into this task's class indices (int64, same shape)."""
+        target = torch.zeros_like(label, dtype=torch.int64)
+        for channel, cls in enumerate(self.classes, start=1):
+            target[label == cls] = channel
+        return target
+
+
+TASKS = (
+    Task("coarse", None, "WT", classes=(NECROSIS, EDEMA, ENHANCING), channels=(1, 2, 3)),
+    Task("refined", "WT", "TC", classes=(NECROSIS, EDEMA, ENHANCING), channels=(1, 3)),
+    Task("precise", "TC", "ET", classes=(ENHANCING,), channels=(1,)),
+)
+
+
+def classes_from_codes(label: torch.Tensor, scheme: str | None = None) -> torch.Tensor:
+    """
+    Turn the codes of a label scheme into the inner classes 0-3.
+
+    Args:
+        label: label map with integral values, any shape.
+        scheme: a key of ``SCHEMES``; ``None`` for a label of unknown origin, in which 3 and 4 both mean enhancing.
+
+    Returns:
+        Inner classes, uint8, same shape.
+
+    Raises:
+        ValueError: for an unknown scheme, for codes the scheme does not know, and for a label without a scheme
+            that holds both 3 and 4.
+    """
+    if scheme is not None and scheme not in SCHEMES:
+        raise ValueError(f"label scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+    table = _WITHOUT_SCHEME if scheme is None else SCHEMES[scheme]
+    found = [float(value) for value in torch.unique(label)]
+    unknown = [value for value in found if value not in table]
+    if unknown:
+        raise ValueError(f"label codes of {scheme or 'no scheme'} must be among {sorted(table)}, got {unknown}")
+    if scheme is None and {3.0, 4.0} <= set(found):
+        raise ValueError("a label without a scheme must not hold both 3 and 4: name its scheme")
+    classes = torch.zeros_like(label, dtype=torch.uint8)
+    for code, cls in table.items():
+        if cls != BACKGROUND:
+            classes[label == code] = cls
+    return classes
+
+
+def codes_from_classes(label: torch.Tensor, scheme: str = "brats2023") -> torch.Tensor:
+    """
+    Turn inner classes into the codes of a label scheme, the inverse of :func:`classes_from_codes`.
+
+    Args:
+        label: inner classes 0-3, any shape.
+        scheme: a key of ``SCHEMES``. The default writes 0, 1, 2, 3, without a gap, which 3D Slicer shows as they are.
+
+    Returns:
+        Codes, uint8, same shape.
+
+    Raises:
+        ValueError: for an unknown scheme.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"label scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+    codes = torch.zeros_like(label, dtype=torch.uint8)
+    for code, cls in reversed(SCHEMES[scheme].items()):  # reversed: the first code of a class is written last
+        codes[label == cls] = code
+    return codes
+
+
+def regions_from_classes(label: torch.Tensor) -> torch.Tensor:
+    """
+    Split a label map of inner classes into the masks of WT, TC and ET.
+
+    Args:
+        label: inner classes, shape ``(1, *spatial)``.
+
+    Returns:
+        Boolean masks, shape ``(3, *spatial)``.
+    """
+    masks = [torch.zeros_like(label[0], dtype=torch.bool) for _ in REGIONS]
+    for mask, classes in zip(masks, REGIONS.values(), strict=True):
+        for cls in classes:
+            mask |= label[0] == cls
+    return torch.stack(masks)
+
+
+def classes_from_regions(probs: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
+    """
+    Fuse region probabilities into one label map: tumor where WT says so, inside it core where TC says so, inside
+    that enhancing where ET says so. This nesting is ours; the paper's own fusion was not published as code.
+
+    Args:
+        probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
+        threshold: a region is where its probability exceeds this.
+
+    Returns:
+        Inner classes, uint8, shape ``(1, *spatial)``.
+
+    Raises:
+        ValueError: if there are not three channels.
+    """
+    if len(probs) != len(REGIONS):
+        raise ValueError(f"region probabilities must have {len(REGIONS)} channels, got shape {tuple(probs.shape)}")
+    whole, core, enhancing = (probs > threshold).unbind(0)
+    core = core & whole
+    enhancing = enhancing & core
+    label = torch.zeros_like(probs[:1], dtype=torch.uint8)
+    for mask, cls in ((whole, EDEMA), (core, NECROSIS), (enhancing, ENHANCING)):
+        label[0][mask] = cls
+    return label
