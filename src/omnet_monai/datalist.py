@@ -1,0 +1,176 @@
+"""Write the datalist of a folder of cases, with its folds, and read cases back from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from omnet_monai.layouts import find_cases
+from omnet_monai.regions import CLASS_NAMES, SCHEMES, SEQUENCES
+
+__all__ = ["datalist", "find_cases", "read_cases", "write_datalist"]
+
+
+def write_datalist(
+    directory: str | Path,
+    output: str | Path | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    split: str | Path | None = None,
+    scheme: str | None = None,
+) -> Path:
+    """
+    Write the datalist of a directory: a JSON as the decathlon's, with a ``fold`` per training case.
+
+    Labeled cases are for training, the others for testing, unless ``split`` says otherwise. Patients, not scans, are
+    dealt to the folds, so that all scans of one patient are in one fold.
+
+    Args:
+        directory: where the cases are; incomplete ones are left out.
+        output: the file to write, ``datalist.json`` in the directory by default. Paths in it are relative to its own
+            folder for files below that, absolute for others.
+        folds: number of folds, at most the number of training patients.
+        seed: of the shuffling of patients.
+        split: JSON file ``{"training": [case, ...], "test": [case, ...]}``; cases it does not name are left out.
+        scheme: label scheme of every case; ``None`` for that of each case's layout.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: if there is no complete case, for a split that names unknown or unlabeled cases or has a patient
+            on both sides, and for more folds than patients.
+    """
+    cases, messages = find_cases(directory, scheme)
+    if not cases:
+        raise ValueError(f"{directory} must hold a complete case, got {'; '.join(messages)}")
+    output = Path(directory, "datalist.json") if output is None else Path(output)
+    if split is None:
+        training, test = [case for case in cases if "label" in case], [case for case in cases if "label" not in case]
+    else:
+        training, test = _split(cases, Path(split))
+    fold_of = _folds(training, folds, seed)
+    base = Path(os.path.abspath(output)).parent
+    content = {
+        "name": Path(directory).resolve().name,
+        "description": "brain tumor MRI; each case names its label scheme",
+        "modality": {str(channel): name for channel, name in enumerate(SEQUENCES)},
+        "labels": _label_names(cases),
+        "numTraining": len(training),
+        "numTest": len(test),
+        "training": [_with_paths(case, base) | {"fold": fold_of[case["patient"]]} for case in training],
+        "test": [_with_paths(case, base) for case in test],
+    }
+    base.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(output.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, output)
+    return output
+
+
+def read_cases(
+    datalist: str | Path, section: str = "training", fold: int | None = None, held_out: bool = False
+) -> list[dict[str, Any]]:
+    """
+    Read the cases of a datalist.
+
+    Args:
+        datalist: path of the JSON file; relative paths in it start at its own folder.
+        section: "training", "test" or another list of the file.
+        fold: the fold to hold out; ``None`` to hold out none.
+        held_out: whether to return the fold held out rather than all others.
+
+    Returns:
+        The entries of the section, with absolute paths.
+
+    Raises:
+        ValueError: if the file or the section does not exist, or no case is in the fold.
+    """
+    path = Path(datalist)
+    if not path.is_file():
+        raise ValueError(f"datalist must be a JSON file, got {path}, which does not exist")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content.get(section), list):
+        known = [key for key, value in content.items() if isinstance(value, list)]
+        raise ValueError(f"section must be one of {', '.join(known)} in {path}, got {section!r}")
+    # Not load_decathlon_datalist: it makes a path of any value that happens to name one, as "case" names a folder.
+    cases = [case if isinstance(case, dict) else {"image": case} for case in content[section]]
+    cases = [_with_paths(case, Path(os.path.abspath(path)).parent, absolute=True) for case in cases]
+    if fold is None:
+        return [] if held_out else cases
+    if not any(case.get("fold") == fold for case in cases):
+        known = sorted({str(case["fold"]) for case in cases if "fold" in case})
+        raise ValueError(f"fold must be one of {', '.join(known) or 'none'} in {section} of {path}, got {fold}")
+    return [case for case in cases if (case.get("fold") == fold) == held_out]
+
+
+def datalist(
+    directory: str,
+    output: str | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    split: str | None = None,
+    scheme: str | None = None,
+) -> None:
+    """
+    Write the datalist of a directory and print what is in it; incomplete cases go to stderr.
+
+    The arguments are those of :func:`write_datalist`.
+    """
+    for message in find_cases(directory, scheme)[1]:
+        print(f"left out: {message}", file=sys.stderr)
+    path = write_datalist(directory, output, folds, seed, split, scheme)
+    training, test = read_cases(path), read_cases(path, "test")
+    for name, count in sorted(Counter(case["scheme"] for case in training + test).items()):
+        print(f"{name}: {count} cases")
+    for fold, count in sorted(Counter(case["fold"] for case in training).items()):
+        print(f"fold {fold}: {count} cases")
+    print(f"{len(training)} training, {len(test)} test: {path}")
+
+
+def _split(cases: list[dict[str, Any]], split: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Pick the cases that a split file names for training and for test."""
+    names = json.loads(split.read_text(encoding="utf-8"))
+    by_name = {case["case"]: case for case in cases}
+    asked = [*names.get("training", []), *names.get("test", [])]
+    unknown = [name for name in asked if "label" not in by_name.get(name, {})]
+    if unknown:
+        raise ValueError(f"split {split} must name complete cases with a label, got {', '.join(unknown)}")
+    training, test = ([by_name[name] for name in names.get(section, [])] for section in ("training", "test"))
+    both = {case["patient"] for case in training} & {case["patient"] for case in test}
+    if both:
+        raise ValueError(f"split {split} must not share patients between training and test, got {sorted(both)}")
+    return training, test
+
+
+def _folds(training: list[dict[str, Any]], folds: int, seed: int) -> dict[str, int]:
+    """Deal the patients to the folds in turn, after a seeded shuffle: fold sizes differ by one patient at most."""
+    patients = sorted({case["patient"] for case in training})
+    if patients and not 1 <= folds <= len(patients):
+        raise ValueError(f"folds must be between 1 and the number of training patients, {len(patients)}, got {folds}")
+    random.Random(seed).shuffle(patients)
+    return {patient: position % folds for position, patient in enumerate(patients)}
+
+
+def _label_names(cases: list[dict[str, Any]]) -> dict[str, str]:
+    """Name the codes of the label files if all cases share a scheme, else the inner classes."""
+    schemes = {case["scheme"] for case in cases}
+    codes = SCHEMES[schemes.pop()] if len(schemes) == 1 else dict(enumerate(range(len(CLASS_NAMES))))
+    return {str(code): CLASS_NAMES[cls] for code, cls in codes.items()}
+
+
+def _with_paths(case: dict[str, Any], base: Path, absolute: bool = False) -> dict[str, Any]:
+    """Make the paths of an entry absolute, or relative to a folder where they are below it."""
+
+    def convert(file: str) -> str:
+        # abspath follows no link: the file a link leads to may have a name that tells nothing.
+        path = Path(os.path.abspath(base / file if absolute else file))
+        return str(path) if absolute or not path.is_relative_to(base) else path.relative_to(base).as_posix()
+
+    files = {key: case[key] for key in ("image", "label") if key in case}
+    return case | {k: [convert(f) for f in v] if isinstance(v, list) else convert(v) for k, v in files.items()}

@@ -1,0 +1,204 @@
+"""The layouts that BraTS and MSD cases come in, and finding cases by their file names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omnet_monai.regions import SCHEMES, SEQUENCES
+
+__all__ = [
+    "EXTENSIONS",
+    "LAYOUTS",
+    "Layout",
+    "NameParts",
+    "find_cases",
+    "find_siblings",
+    "missing_or_twice",
+    "name_parts",
+    "stem",
+]
+
+EXTENSIONS = (".nii.gz", ".nii", ".mha")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """
+    How one family of data sets names its files.
+
+    Attributes:
+        scheme: the label scheme, a key of ``SCHEMES``.
+        pattern: regular expression over ``<folder>/<name without extension>``, with a group ``part`` and, where the
+            case is not the folder, a group ``case``.
+        parts: what each ``part``, in lower case, is: a sequence, "label", or "image" for all sequences in one file.
+        order: the channels of an "image".
+        patient: regular expression over the case name whose first group is the patient.
+    """
+
+    scheme: str
+    pattern: str
+    parts: dict[str, str]
+    order: tuple[str, ...] | None = None
+    patient: str = "(.+)"
+
+
+LAYOUTS = {
+    "BraTS 2015 (.MR_T1 .MR_T1c .MR_T2 .MR_Flair .OT)": Layout(
+        "brats2015",
+        r"[^/]*/.*[._](?P<part>mr_t1c|mr_t1|mr_t2|mr_flair|ot)(\.\d+)?",
+        {"mr_t1": "t1", "mr_t1c": "t1c", "mr_t2": "t2", "mr_flair": "flair", "ot": "label"},
+    ),
+    "BraTS 2017-2021 (_t1 _t1ce _t2 _flair _seg)": Layout(
+        "brats2017",
+        r"[^/]*/(?P<case>.+)_(?P<part>t1ce|t1|t2|flair|segm?)",
+        # BraTS 2020 has one label, that of case 355, called _Segm.
+        {"t1": "t1", "t1ce": "t1c", "t2": "t2", "flair": "flair", "seg": "label", "segm": "label"},
+    ),
+    "BraTS 2023 and later (-t1n -t1c -t2w -t2f -seg)": Layout(
+        "brats2023",
+        r"[^/]*/(?P<case>.+)-(?P<part>t1n|t1c|t2w|t2f|seg)",
+        {"t1n": "t1", "t1c": "t1c", "t2w": "t2", "t2f": "flair", "seg": "label"},
+        patient=r"(.+?)(-\d{3})?",  # BraTS-GLI-00005-100: the last number is the time point
+    ),
+    "MSD Task01 (imagesTr imagesTs labelsTr)": Layout(
+        "msd",
+        r"(?P<part>imagestr|imagests|labelstr)/(?P<case>.+)",
+        {"imagestr": "image", "imagests": "image", "labelstr": "label"},
+        order=("flair", "t1", "t1c", "t2"),
+    ),
+}
+"""Every layout we know. The first whose pattern matches a file is the file's."""
+
+
+class NameParts(NamedTuple):
+    """What a file name tells: its layout (a key of ``LAYOUTS``), the folder of its case, the case, its part."""
+
+    layout: str
+    folder: Path
+    case: str
+    part: str
+
+
+def stem(file: Path) -> str | None:
+    """Name of an image file without its extension; ``None`` if it is no image file."""
+    for extension in EXTENSIONS:
+        if file.name.lower().endswith(extension) and not file.name.startswith("."):  # macOS leaves ._ files
+            return file.name[: -len(extension)]
+    return None
+
+
+def name_parts(file: str | Path) -> NameParts | None:
+    """Read a file's name by the rules of ``LAYOUTS``; ``None`` if it follows none of them."""
+    file = Path(file)
+    name = stem(file)
+    if name is None:
+        return None
+    # BraTS 2015 keeps each file in a folder of its own name.
+    folder = file.parent.parent if file.parent.name == name else file.parent
+    for layout_name, layout in LAYOUTS.items():
+        match = re.fullmatch(layout.pattern, f"{file.parent.name}/{name}", re.IGNORECASE)
+        if match:
+            part = layout.parts[match["part"].lower()]
+            folder = folder.parent if layout.order else folder
+            return NameParts(layout_name, folder, match.groupdict().get("case") or folder.resolve().name, part)
+    return None
+
+
+def find_cases(directory: str | Path, scheme: str | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """
+    Find the cases below a directory.
+
+    Args:
+        directory: where to look, with all its subfolders.
+        scheme: label scheme of every case; ``None`` for that of each case's layout.
+
+    Returns:
+        The complete cases, sorted by name, each ``{"case", "patient", "image", "label", "scheme"}`` with ``image`` a
+        list of files in the order of ``SEQUENCES``, or one 4-D file beside its ``"order"``, and without ``label`` if
+        there is none; and one message per incomplete case.
+
+    Raises:
+        ValueError: for an unknown scheme, or if no file follows a known layout.
+    """
+    if scheme is not None and scheme not in SCHEMES:
+        raise ValueError(f"label scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+    directory = Path(directory)
+    groups = _groups(Path(root, name) for root, _, names in os.walk(directory) for name in names)
+    if not groups:
+        raise ValueError(f"{directory} must hold cases of a known layout: {'; '.join(LAYOUTS)}; found none")
+    repeated = Counter(group.case for group in groups)
+    cases, messages = [], []
+    for group, files in groups.items():
+        problems = missing_or_twice(files, ("image",) if LAYOUTS[group.layout].order else SEQUENCES)
+        name = group.case
+        if repeated[name] > 1:  # as in BraTS 2015, whose HGG and LGG share some names
+            folders = Path(os.path.relpath(group.folder, directory)).parts
+            name = "_".join(folders if folders[-1:] == (name,) else (*folders, name))
+        if problems:
+            messages.append(f"case {name} in {group.folder}: {problems}")
+        else:
+            cases.append({"case": name} | _entry(group, files) | {"scheme": scheme or LAYOUTS[group.layout].scheme})
+    return cases, messages
+
+
+def find_siblings(file: str | Path) -> tuple[str, dict[str, list[Path]]] | None:
+    """
+    Find the case of a 3-D file: its siblings lie beside it, or in ``modalities/<case>/`` below its folder, where
+    ``<case>`` is the file's name with or without its sequence.
+
+    Returns:
+        The case and lists of its files by part; ``None`` for a file that has no siblings by these rules.
+    """
+    file = Path(file)
+    parts = name_parts(file)
+    for case in dict.fromkeys([stem(file), parts.case if parts else None]):
+        folder = file.parent / "modalities" / str(case)
+        if case and folder.is_dir():
+            groups = _groups(folder.rglob("*"))
+            files = next(iter(groups.values())) if len(groups) == 1 else {}
+            # The file itself is taken only where the folder has no copy of it.
+            return case, {parts.part: [file]} | files if parts and parts.part in SEQUENCES else files
+    if parts is None or parts.part == "image":
+        return None
+    nearby = [*parts.folder.glob("*"), *parts.folder.glob("*/*.mha")]
+    return parts.case, _groups(nearby).get(parts._replace(part=""), {})
+
+
+def missing_or_twice(files: dict[str, list[Path]], needed: Iterable[str] = SEQUENCES) -> str:
+    """Say which parts of a case are missing and which are there twice; empty if it is complete."""
+    absent = [part for part in needed if part not in files]
+    problems = [f"missing {', '.join(absent)}"] if absent else []
+    problems += [f"{part} twice: {', '.join(map(str, found))}" for part, found in files.items() if len(found) > 1]
+    return "; ".join(problems)
+
+
+def _groups(files: Iterable[Path]) -> dict[NameParts, dict[str, list[Path]]]:
+    """Gather the files of each case by part; the keys have no part, and come sorted by case."""
+    groups: dict[NameParts, dict[str, list[Path]]] = {}
+    for file in sorted(files):
+        parts = name_parts(file)
+        if parts is not None:
+            groups.setdefault(parts._replace(part=""), {}).setdefault(parts.part, []).append(file)
+    # A label with a name of its own, as that of BraTS 2020's case 355, belongs to the only case of its folder.
+    for lone in [group for group, files_of in groups.items() if set(files_of) == {"label"}]:
+        others = [group for group in groups if group != lone and group[:2] == lone[:2]]
+        if len(others) == 1 and "label" not in groups[others[0]]:
+            groups[others[0]] |= groups.pop(lone)
+    return dict(sorted(groups.items(), key=lambda item: (item[0].case, item[0])))
+
+
+def _entry(group: NameParts, files: dict[str, list[Path]]) -> dict[str, Any]:
+    layout = LAYOUTS[group.layout]
+    match = re.fullmatch(layout.patient, group.case)
+    entry: dict[str, Any] = {"patient": match[1] if match else group.case}
+    if layout.order:
+        entry |= {"image": str(files["image"][0]), "order": list(layout.order)}
+    else:
+        entry["image"] = [str(files[sequence][0]) for sequence in SEQUENCES]
+    return entry | ({"label": str(files["label"][0])} if "label" in files else {})
