@@ -135,6 +135,8 @@ def datalist(
 
 def _split(cases: list[dict[str, Any]], split: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Pick the cases that a split file names for training and for test."""
+    if not split.is_file():
+        raise ValueError(f"split must be a JSON file, got {split}, which does not exist")
     names = json.loads(split.read_text(encoding="utf-8"))
     by_name = {case["case"]: case for case in cases}
     asked = [*names.get("training", []), *names.get("test", [])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,8 @@ __all__ = [
     "Layout",
     "NameParts",
     "find_cases",
-    "find_siblings",
+    "case_name",
+    "find_case",
     "missing_or_twice",
     "name_parts",
     "stem",
@@ -129,7 +130,7 @@ def find_cases(directory: str | Path, scheme: str | None = None) -> tuple[list[d
     if scheme is not None and scheme not in SCHEMES:
         raise ValueError(f"label scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
     directory = Path(directory)
-    groups = _groups(Path(root, name) for root, _, names in os.walk(directory) for name in names)
+    groups = _groups(Path(root, name) for root, _, names in os.walk(directory, followlinks=True) for name in names)
     if not groups:
         raise ValueError(f"{directory} must hold cases of a known layout: {'; '.join(LAYOUTS)}; found none")
     repeated = Counter(group.case for group in groups)
@@ -147,27 +148,46 @@ def find_cases(directory: str | Path, scheme: str | None = None) -> tuple[list[d
     return cases, messages
 
 
-def find_siblings(file: str | Path) -> tuple[str, dict[str, list[Path]]] | None:
+def find_case(path: str | Path) -> tuple[str, dict[str, list[Path]], tuple[str, ...] | None]:
     """
-    Find the case of a 3-D file: its siblings lie beside it, or in ``modalities/<case>/`` below its folder, where
-    ``<case>`` is the file's name with or without its sequence.
+    Find the case that one path stands for: a folder with the files of one case; a 3-D file whose siblings lie beside
+    it or in ``modalities/<case>/`` below its folder, ``<case>`` being its name with or without its sequence; or a 4-D
+    file, which is every file that has no siblings by these rules.
 
     Returns:
-        The case and lists of its files by part; ``None`` for a file that has no siblings by these rules.
+        The name of the case, its files by part, and the order of channels where the layout of a 4-D file tells it.
+
+    Raises:
+        ValueError: if a folder holds no case or several.
     """
-    file = Path(file)
-    parts = name_parts(file)
-    for case in dict.fromkeys([stem(file), parts.case if parts else None]):
-        folder = file.parent / "modalities" / str(case)
-        if case and folder.is_dir():
-            groups = _groups(folder.rglob("*"))
-            files = next(iter(groups.values())) if len(groups) == 1 else {}
-            # The file itself is taken only where the folder has no copy of it.
-            return case, {parts.part: [file]} | files if parts and parts.part in SEQUENCES else files
+    path = Path(path)
+    parts = name_parts(path)
+    beside = [path.parent / "modalities" / name for name in (stem(path), parts.case if parts else None) if name]
+    for folder in [path] if path.is_dir() else [folder for folder in beside if folder.is_dir()]:
+        groups = {group: files for group, files in _groups(folder.rglob("*")).items() if set(files) != {"label"}}
+        if len(groups) != 1:
+            found = ", ".join(group.case for group in groups) or f"no file named by one of {'; '.join(LAYOUTS)}"
+            raise ValueError(f"{folder}: folder must hold the sequences of one case, got {found}")
+        group, files = next(iter(groups.items()))
+        own = {parts.part: [path]} if parts and parts.part in SEQUENCES else {}
+        return group.case, own | files, LAYOUTS[group.layout].order  # the folder's copy of the file comes first
     if parts is None or parts.part == "image":
-        return None
+        return (
+            parts.case if parts else str(stem(path)),
+            {"image": [path]},
+            LAYOUTS[parts.layout].order if parts else None,
+        )
     nearby = [*parts.folder.glob("*"), *parts.folder.glob("*/*.mha")]
-    return parts.case, _groups(nearby).get(parts._replace(part=""), {})
+    return parts.case, _groups(nearby).get(parts._replace(part=""), {}), None
+
+
+def case_name(files: Sequence[Path]) -> str:
+    """Name a case by the layout of its files, else by what their names begin with alike, else by their folder."""
+    parts = name_parts(files[0]) if files else None
+    if parts or not files:
+        return parts.case if parts else "unknown"
+    common = os.path.commonprefix([stem(file) or file.name for file in files])  # noqa: RUF071 (characters are meant)
+    return common.rstrip("_-. ") or files[0].resolve().parent.name
 
 
 def missing_or_twice(files: dict[str, list[Path]], needed: Iterable[str] = SEQUENCES) -> str:
@@ -185,10 +205,10 @@ def _groups(files: Iterable[Path]) -> dict[NameParts, dict[str, list[Path]]]:
         parts = name_parts(file)
         if parts is not None:
             groups.setdefault(parts._replace(part=""), {}).setdefault(parts.part, []).append(file)
-    # A label with a name of its own, as that of BraTS 2020's case 355, belongs to the only case of its folder.
-    for lone in [group for group, files_of in groups.items() if set(files_of) == {"label"}]:
+    # BraTS 2020's case 355 has a label with a name of its own, *_Segm: it belongs to the only case of its folder.
+    for lone in [group for group, parts in groups.items() if "_segm." in parts.get("label", [Path()])[0].name.lower()]:
         others = [group for group in groups if group != lone and group[:2] == lone[:2]]
-        if len(others) == 1 and "label" not in groups[others[0]]:
+        if set(groups[lone]) == {"label"} and len(others) == 1 and "label" not in groups[others[0]]:
             groups[others[0]] |= groups.pop(lone)
     return dict(sorted(groups.items(), key=lambda item: (item[0].case, item[0])))
 

@@ -1,0 +1,214 @@
+"""Cases are found by their file names alone: files here are empty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from omnet_monai.layouts import LAYOUTS, case_name, find_case, find_cases, name_parts
+from omnet_monai.regions import SCHEMES, SEQUENCES
+
+VSD = "VSD.Brain.XX.O"
+# Files of one complete case below a folder: t1, t1c, t2, flair, label.
+FILES = {
+    "2015, a folder per file": [
+        f"HGG/pat1/{name}/{name}.mha"
+        for name in (f"{VSD}.MR_T1.11", f"{VSD}.MR_T1c.12", f"{VSD}.MR_T2.13", f"{VSD}.MR_Flair.14")
+    ]
+    + ["HGG/pat1/VSD.Brain_3more.XX.O.OT.15/VSD.Brain_3more.XX.O.OT.15.mha"],
+    "2015, one folder": [f"pat1/{VSD}.{part}.1.mha" for part in ("MR_T1", "MR_T1c", "MR_T2", "MR_Flair", "OT")],
+    "2017": [f"HGG/pat1/pat1_{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")],
+    "2020, not compressed": [f"pat1/pat1_{part}.nii" for part in ("t1", "t1ce", "t2", "flair", "seg")],
+    "2017, all in one folder": [f"pat1_{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")],
+    "2023": [f"pat1/pat1-{part}.nii.gz" for part in ("t1n", "t1c", "t2w", "t2f", "seg")],
+}
+SCHEME = {name: f"brats{name[:4].replace('2020', '2017')}" for name in FILES}
+
+
+def touch(root: Path, files: list[str]) -> list[str]:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return [str(root / file) for file in files]
+
+
+def test_every_layout_has_a_scheme_of_the_table_and_all_parts() -> None:
+    assert [layout.scheme for layout in LAYOUTS.values()] == list(SCHEMES)
+    for layout in LAYOUTS.values():
+        assert set(layout.parts.values()) == ({"image"} if layout.order else set(SEQUENCES)) | {"label"}
+
+
+@pytest.mark.parametrize("name", FILES, ids=str)
+def test_a_complete_case_is_found_with_its_files_in_the_order_of_the_sequences(tmp_path: Path, name: str) -> None:
+    *image, label = touch(tmp_path, FILES[name])
+    cases, messages = find_cases(tmp_path)
+    case = {"case": "pat1", "patient": "pat1", "image": image, "label": label, "scheme": SCHEME[name]}
+    assert cases == [case]
+    assert not messages
+
+
+def test_msd_cases_are_found_with_their_order_and_without_macos_leftovers(tmp_path: Path) -> None:
+    files = ["imagesTr/BRATS_001.nii.gz", "imagesTr/._BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz"]
+    image, _, label = touch(tmp_path, files)
+    (test,) = touch(tmp_path, ["imagesTs/BRATS_485.nii.gz"])
+    cases, messages = find_cases(tmp_path)
+    shared = {"order": ["flair", "t1", "t1c", "t2"], "scheme": "msd"}
+    assert cases == [
+        {"case": "BRATS_001", "patient": "BRATS_001", "image": image, "label": label} | shared,
+        {"case": "BRATS_485", "patient": "BRATS_485", "image": test} | shared,
+    ]
+    assert not messages
+
+
+@pytest.mark.parametrize("name", FILES, ids=str)
+def test_a_case_without_a_sequence_is_told_and_does_not_stop_the_others(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, FILES[name])
+    others = [file.replace("pat1", "pat2") for file in FILES[name]]
+    touch(tmp_path, others[:2] + others[3:])
+    if name == "2015, a folder per file":
+        assert (tmp_path / "HGG" / "pat2").is_dir()
+    cases, messages = find_cases(tmp_path)
+    assert [case["case"] for case in cases] == ["pat1"]
+    assert len(messages) == 1
+    assert messages[0].startswith("case pat2 in ")
+    assert messages[0].endswith("missing t2")
+
+
+def test_an_msd_label_without_its_image_is_told(tmp_path: Path) -> None:
+    touch(tmp_path, ["labelsTr/BRATS_001.nii.gz"])
+    assert find_cases(tmp_path) == ([], [f"case BRATS_001 in {tmp_path}: missing image"])
+
+
+def test_a_sequence_there_twice_is_told_with_both_files(tmp_path: Path) -> None:
+    files = touch(tmp_path, [*FILES["2017"], FILES["2017"][0].removesuffix(".gz")])
+    cases, messages = find_cases(tmp_path)
+    assert not cases
+    assert messages == [f"case pat1 in {tmp_path / 'HGG/pat1'}: t1 twice: {files[-1]}, {files[0]}"]
+
+
+def test_a_case_without_a_label_has_no_label_key(tmp_path: Path) -> None:
+    touch(tmp_path, FILES["2017"][:4])
+    assert "label" not in find_cases(tmp_path)[0][0]
+
+
+def test_the_argument_overrides_the_scheme_of_the_layout(tmp_path: Path) -> None:
+    touch(tmp_path, FILES["2017"])
+    assert find_cases(tmp_path, scheme="brats2023")[0][0]["scheme"] == "brats2023"
+
+
+def test_the_label_of_brats_2020_case_355_is_found_under_its_odd_name(tmp_path: Path) -> None:
+    files = [f"pat355/pat355_{part}.nii" for part in ("t1", "t1ce", "t2", "flair")]
+    *_, label = touch(tmp_path, [*files, "pat355/W39_1998.09.19_Segm.nii"])
+    cases, messages = find_cases(tmp_path)
+    assert [case["label"] for case in cases] == [label]
+    assert not messages
+
+
+def test_a_prediction_beside_a_case_is_not_taken_for_its_label(tmp_path: Path) -> None:
+    touch(tmp_path, [*FILES["2017"][:4], "HGG/pat1/pat1_t1_seg.nii.gz"])
+    cases, messages = find_cases(tmp_path)
+    assert "label" not in cases[0]
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "patient"),
+    [("BraTS-GLI-00005-100", "BraTS-GLI-00005"), ("BraTS-MET-00001-000", "BraTS-MET-00001"), ("case7", "case7")],
+    ids=["second time point", "first time point", "other name"],
+)
+def test_scans_of_one_patient_at_several_times_share_the_patient(tmp_path: Path, case: str, patient: str) -> None:
+    touch(tmp_path, [file.replace("pat1", case) for file in FILES["2023"]])
+    assert [(entry["case"], entry["patient"]) for entry in find_cases(tmp_path)[0]] == [(case, patient)]
+
+
+def test_cases_of_one_name_in_two_folders_get_the_folder_in_their_names(tmp_path: Path) -> None:
+    touch(tmp_path, FILES["2015, a folder per file"])
+    touch(tmp_path, [file.replace("HGG", "LGG") for file in FILES["2015, a folder per file"]])
+    touch(tmp_path, [file.replace("HGG/pat1/", "extra/") for file in FILES["2017"]])
+    assert [case["case"] for case in find_cases(tmp_path)[0]] == ["HGG_pat1", "LGG_pat1", "extra_pat1"]
+
+
+def test_the_order_of_cases_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
+    for number in (10, 2, 33, 1):
+        touch(tmp_path, [file.replace("pat1", f"pat{number:03}") for file in FILES["2017"]])
+    assert [case["case"] for case in find_cases(tmp_path)[0]] == ["pat001", "pat002", "pat010", "pat033"]
+
+
+def test_linked_case_folders_are_followed(tmp_path: Path) -> None:
+    touch(tmp_path / "store", FILES["2017"])
+    (tmp_path / "subset").mkdir()
+    (tmp_path / "subset" / "pat1").symlink_to(tmp_path / "store" / "HGG" / "pat1")
+    assert [case["case"] for case in find_cases(tmp_path / "subset")[0]] == ["pat1"]
+
+
+def test_a_folder_without_cases_is_an_error_that_names_it_and_the_layouts(tmp_path: Path) -> None:
+    touch(tmp_path, ["notes.txt", "image.nii.gz"])
+    with pytest.raises(ValueError, match=rf"{tmp_path.name} must hold cases .*_t1ce.*-t1n.*imagesTr.*found none"):
+        find_cases(tmp_path)
+
+
+def test_an_unknown_scheme_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"label scheme must be one of brats2015, .*got 'brats1999'"):
+        find_cases(tmp_path, scheme="brats1999")
+
+
+@pytest.mark.parametrize(
+    "file", ["t1.nii.gz", "case.nii.gz", "case_t1.txt", "._case_t1.nii.gz", "case_t1c.nii.gz"], ids=str
+)
+def test_a_name_of_no_layout_tells_nothing(file: str) -> None:
+    assert name_parts(file) is None
+
+
+@pytest.mark.parametrize("name", FILES, ids=str)
+def test_a_folder_and_each_of_its_files_stand_for_one_case(tmp_path: Path, name: str) -> None:
+    files = touch(tmp_path, FILES[name])
+    expected = {part: [Path(file)] for part, file in zip([*SEQUENCES, "label"], files, strict=True)}
+    for path in (tmp_path, *files[:4]):
+        assert find_case(path) == ("pat1", expected, None)
+
+
+def test_an_msd_file_brings_its_order(tmp_path: Path) -> None:
+    (image,) = touch(tmp_path, ["imagesTs/BRATS_485.nii.gz"])
+    assert find_case(image) == ("BRATS_485", {"image": [Path(image)]}, ("flair", "t1", "t1c", "t2"))
+
+
+def test_a_file_of_no_layout_stands_for_itself(tmp_path: Path) -> None:
+    (image,) = touch(tmp_path, ["scan.nii.gz"])
+    assert find_case(image) == ("scan", {"image": [Path(image)]}, None)
+
+
+@pytest.mark.parametrize("viewable", ["pat1.nii.gz", "pat1_flair.nii.gz"], ids=["own name", "with its sequence"])
+def test_siblings_are_found_in_the_folder_of_modalities(tmp_path: Path, viewable: str) -> None:
+    files = touch(tmp_path, [f"modalities/pat1/{Path(file).name}" for file in FILES["2017"][:4]])
+    touch(tmp_path, [viewable, "pat2.nii.gz", "modalities/pat2/pat2_t1.nii.gz"])
+    case, found, _ = find_case(tmp_path / viewable)
+    assert case == "pat1"
+    assert found == {sequence: [Path(file)] for sequence, file in zip(SEQUENCES, files, strict=True)}
+
+
+def test_a_viewable_file_is_its_own_sequence_where_the_folder_lacks_it(tmp_path: Path) -> None:
+    touch(tmp_path, ["pat1_flair.nii.gz", *(f"modalities/pat1/{Path(file).name}" for file in FILES["2017"][:3])])
+    _, found, _ = find_case(tmp_path / "pat1_flair.nii.gz")
+    assert found["flair"] == [tmp_path / "pat1_flair.nii.gz"]
+    assert set(found) == set(SEQUENCES)
+
+
+def test_a_folder_of_two_cases_stands_for_none(tmp_path: Path) -> None:
+    touch(tmp_path, FILES["2017"] + [file.replace("pat1", "pat2") for file in FILES["2017"]])
+    with pytest.raises(ValueError, match="folder must hold the sequences of one case, got pat1, pat2"):
+        find_case(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        (["a/p1_t1.nii.gz", "a/p1_t1ce.nii.gz"], "p1"),
+        (["a/p1_T1w.nii.gz", "a/p1_FL.nii.gz"], "p1"),
+        (["a/t1.nii.gz", "a/flair.nii.gz"], "a"),
+        ([], "unknown"),
+    ],
+    ids=["layout", "common start", "folder", "no file"],
+)
+def test_a_case_is_named_by_its_files(files: list[str], name: str) -> None:
+    assert case_name([Path(file) for file in files]) == name

@@ -1,0 +1,474 @@
+"""Cases are tiny volumes without symmetry, so that a swapped axis or channel shows."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import CacheDataset, DataLoader, MetaTensor
+from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd, Invertd, Orientationd, SaveImage, Spacingd
+
+from omnet_monai import loading
+from omnet_monai.datalist import read_cases, write_datalist
+from omnet_monai.layouts import find_cases
+from omnet_monai.loading import LoadCased
+from omnet_monai.regions import SEQUENCES
+
+SHAPE = (8, 9, 10)
+AFFINE = np.array([[-1.0, 0, 0, 3], [0, -1.5, 0, 239], [0, 0, 2.0, -7], [0, 0, 0, 1]])
+ENDINGS = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture
+def arrays() -> Arrays:
+    rng = np.random.default_rng(0)
+    volumes = {sequence: rng.integers(0, 2000, SHAPE).astype(np.int16) for sequence in SEQUENCES}
+    return volumes | {"label": rng.choice(np.array([0, 1, 2, 4], np.uint8), SHAPE)}
+
+
+def save(array: np.ndarray, path: Path, affine: np.ndarray = AFFINE) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return str(path)
+
+
+def save_mha(array: np.ndarray, path: Path) -> str:
+    """Save as MetaImage what ``save`` saves as NIfTI: ITK wants axes reversed and an origin and direction to LPS."""
+    image = itk.image_from_array(np.ascontiguousarray(array.T))
+    to_lps = np.diag([-1.0, -1, 1]) @ AFFINE[:3]
+    spacing = np.linalg.norm(to_lps[:, :3], axis=0)
+    image.SetSpacing(spacing)
+    image.SetOrigin(to_lps[:, 3])
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(to_lps[:, :3] / spacing)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    itk.imwrite(image, str(path))
+    return str(path)
+
+
+def save_case(folder: Path, arrays: Arrays, case: str = "p1") -> dict[str, Any]:
+    files = [save(arrays[sequence], folder / f"{case}_{ending}.nii.gz") for sequence, ending in ENDINGS.items()]
+    return {"case": case, "image": files, "label": save(arrays["label"], folder / f"{case}_seg.nii.gz")}
+
+
+def save_list(folder: Path, arrays: Arrays) -> dict[str, Any]:
+    return {"image": save_case(folder, arrays)["image"]}
+
+
+def save_folder(folder: Path, arrays: Arrays) -> dict[str, Any]:
+    save_case(folder, arrays)
+    return {"image": str(folder)}
+
+
+def save_4d(folder: Path, arrays: Arrays) -> dict[str, Any]:
+    order = ["flair", "t1", "t1c", "t2"]
+    stack = np.stack([arrays[sequence] for sequence in order], axis=-1)
+    return {"image": save(stack, folder / "p1.nii.gz"), "order": order}
+
+
+def save_itk_4d(folder: Path, arrays: Arrays) -> dict[str, Any]:
+    """Save as ITK saves vectors: with a fourth axis of one."""
+    stack = np.stack([arrays[sequence] for sequence in SEQUENCES], axis=-1)
+    return {"image": save(stack[:, :, :, None], folder / "p1.nii.gz")}
+
+
+def save_msd(folder: Path, arrays: Arrays) -> dict[str, Any]:
+    data = save_4d(folder / "imagesTs", arrays)
+    del data["order"]
+    return data
+
+
+def save_siblings(folder: Path, arrays: Arrays) -> dict[str, Any]:
+    return {"image": save_case(folder, arrays)["image"][3]}
+
+
+def save_modalities(folder: Path, arrays: Arrays) -> dict[str, Any]:
+    save_case(folder / "modalities" / "p1", arrays)
+    return {"image": save(arrays["flair"], folder / "p1.nii.gz")}
+
+
+def save_mha_list(folder: Path, arrays: Arrays) -> dict[str, Any]:
+    names = ("MR_T1", "MR_T1c", "MR_T2", "MR_Flair")
+    files = [f"VSD.Brain.XX.O.{name}.{number}" for number, name in enumerate(names)]
+    paths = [folder / "p1" / name / f"{name}.mha" for name in files]
+    return {"image": [save_mha(arrays[sequence], path) for sequence, path in zip(SEQUENCES, paths, strict=True)]}
+
+
+FORMS = [
+    save_list, save_folder, save_4d, save_itk_4d, save_msd, save_siblings, save_modalities, save_mha_list
+]  # fmt: skip
+
+
+def form_name(form: Callable[..., Any]) -> str:
+    return form.__name__.removeprefix("save_")
+
+
+@pytest.mark.parametrize("form", FORMS, ids=form_name)
+def test_every_form_gives_the_same_image_and_meta(tmp_path: Path, arrays: Arrays, form: Callable[..., Any]) -> None:
+    image = LoadCased()(form(tmp_path, arrays))["image"]
+    assert isinstance(image, MetaTensor)
+    assert image.dtype == torch.float32
+    np.testing.assert_array_equal(image.numpy(), np.stack([arrays[sequence] for sequence in SEQUENCES]))
+    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-6)
+    np.testing.assert_allclose(image.meta["original_affine"], AFFINE, atol=1e-6)
+    assert tuple(image.meta["spatial_shape"]) == SHAPE
+    assert image.meta["case"] == "p1"
+    assert Path(image.meta["filename_or_obj"]).name[:2] in ("p1", "VS")
+
+
+def test_the_first_sequence_names_the_file(tmp_path: Path, arrays: Arrays) -> None:
+    for path in (tmp_path, tmp_path / "p1_flair.nii.gz"):
+        save_case(tmp_path, arrays)
+        image = LoadCased()({"image": str(path)})["image"]
+        assert image.meta["filename_or_obj"] == str(tmp_path / "p1_t1.nii.gz")
+
+
+def test_the_argument_gives_the_order_of_a_file_that_does_not(tmp_path: Path, arrays: Arrays) -> None:
+    data = save_4d(tmp_path, arrays)
+    order = data.pop("order")
+    torch.testing.assert_close(LoadCased(order=order)(data), LoadCased()(data | {"order": order}), check_stride=False)
+
+
+def test_everything_else_is_kept_and_the_order_that_no_longer_holds_is_not(tmp_path: Path, arrays: Arrays) -> None:
+    data = save_4d(tmp_path, arrays) | {"case": "named", "patient": "P", "fold": 2}
+    result = LoadCased()(data)
+    assert set(result) == {"image", "case", "patient", "fold"}
+    assert (result["case"], result["patient"], result["fold"]) == ("named", "P", 2)
+    assert result["image"].meta["case"] == "named"
+    assert isinstance(data["image"], str)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "codes", "classes"),
+    [
+        ("brats2015", [0, 1, 2, 3, 4], [0, 1, 2, 1, 3]),
+        ("brats2017", [0, 1, 2, 4], [0, 1, 2, 3]),
+        ("brats2023", [0, 1, 2, 3], [0, 1, 2, 3]),
+        ("msd", [0, 1, 2, 3], [0, 2, 1, 3]),
+        (None, [0, 1, 2, 4], [0, 1, 2, 3]),
+    ],
+    ids=["brats2015", "brats2017", "brats2023", "msd", "none"],
+)
+@pytest.mark.parametrize("given", ["by the case", "by the argument"], ids=str)
+def test_a_label_is_read_by_its_scheme(
+    tmp_path: Path, arrays: Arrays, scheme: str | None, codes: list[int], classes: list[int], given: str
+) -> None:
+    data = save_case(tmp_path, arrays)
+    pick = np.arange(np.prod(SHAPE)).reshape(SHAPE) % len(codes)
+    save(np.array(codes, np.float32)[pick], tmp_path / "p1_seg.nii.gz")
+    by_case = scheme is not None and given == "by the case"
+    label = LoadCased(scheme="msd" if by_case else scheme)(data | ({"scheme": scheme} if by_case else {}))["label"]
+    assert isinstance(label, MetaTensor)
+    assert label.dtype == torch.uint8
+    np.testing.assert_array_equal(label[0].numpy(), np.array(classes)[pick])
+    np.testing.assert_allclose(label.affine, AFFINE)
+
+
+def test_the_resection_cavity_of_2023_becomes_background_with_a_warning(tmp_path: Path, arrays: Arrays) -> None:
+    data = save_case(tmp_path, arrays) | {"scheme": "brats2023"}
+    count = int((arrays["label"] == 4).sum())
+    with pytest.warns(UserWarning, match=rf"case p1: .*p1_seg.nii.gz: {count} voxels of resection cavity"):
+        label = LoadCased()(data)["label"]
+    assert set(label.unique().tolist()) == {0, 1, 2}
+
+
+def test_a_small_shift_of_the_origin_warns_with_its_length_and_the_first_holds(tmp_path: Path, arrays: Arrays) -> None:
+    data = save_case(tmp_path, arrays)
+    shifted = AFFINE.copy()
+    shifted[:3, 3] += (0.3, 0.4, 0)
+    save(arrays["t2"], tmp_path / "p1_t2.nii.gz", shifted)
+    with pytest.warns(UserWarning, match=r"case p1: .*p1_t1.nii.gz.*origins differ.*p1_t2.nii.gz by 0.500 mm$"):
+        image = LoadCased()(data)["image"]
+    np.testing.assert_allclose(image.affine, AFFINE)
+
+
+def test_rounding_in_a_header_passes_without_a_warning(tmp_path: Path, arrays: Arrays) -> None:
+    data = save_case(tmp_path, arrays)
+    save(arrays["t2"], tmp_path / "p1_t2.nii.gz", AFFINE + 2e-4 * np.eye(4, 4, 1))
+    LoadCased()(data)
+
+
+def replace(index: int, ending: str) -> Callable[[dict[str, Any], Path, Arrays], None]:
+    """Put another file of the case at a place of the list."""
+
+    def spoil(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+        data["image"][index] = str(folder / f"p1_{ending}.nii.gz")
+
+    return spoil
+
+
+def drop_last(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    data["image"].pop()
+
+
+def delete_file(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    Path(data["image"][2]).unlink()
+
+
+def delete_sibling(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    Path(data["image"][2]).unlink()
+    data["image"] = data["image"][0]
+
+
+def delete_in_folder(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    delete_sibling(data, folder, arrays)
+    data["image"] = str(folder)
+
+
+def use_t1_under_another_name(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    data["image"][2] = shutil.copy(data["image"][0], folder / "p1-t1n.nii.gz")
+
+
+def link_t1(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    (folder / "second.nii.gz").symlink_to(data["image"][0])
+    data["image"][2] = str(folder / "second.nii.gz")
+
+
+def swap(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    data["image"][2:] = data["image"][:1:-1]
+
+
+def rewrite(
+    part: str, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE
+) -> Callable[[dict[str, Any], Path, Arrays], None]:
+    """Save a part of the case anew, with a change."""
+
+    def spoil(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+        name = "seg" if part == "label" else ENDINGS[part]
+        save(change(arrays[part]), folder / f"p1_{name}.nii.gz", affine)
+
+    return spoil
+
+
+def first_voxel(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        changed = array.astype(np.float32)
+        changed[0, 0, 0] = value
+        return changed
+
+    return change
+
+
+def moved(mm: float, row: int, column: int) -> np.ndarray:
+    affine = AFFINE.copy()
+    affine[row, column] += mm
+    return affine
+
+
+def truncate(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    path = Path(data["image"][2])
+    path.write_bytes(path.read_bytes()[:-400])
+
+
+def truncate_plain(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    path = Path(save(arrays["t2"], folder / "p1_t2.nii"))
+    path.write_bytes(path.read_bytes()[:-400])
+    data["image"][2] = str(path)
+
+
+def truncate_mha(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    path = Path(save_mha(arrays["t2"], folder / "p1_t2.mha"))
+    path.write_bytes(path.read_bytes()[:-400])
+    data["image"][2] = str(path)
+
+
+def write_text(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    Path(data["image"][2]).write_text("<html>404</html>")
+
+
+def use_png(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    data["image"][2] = shutil.copy(data["image"][2], folder / "p1_t2.png")
+
+
+def use_4d(channels: int, order: list[str] | None = None) -> Callable[[dict[str, Any], Path, Arrays], None]:
+    def spoil(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+        data["image"] = save(np.stack([arrays["t1"]] * channels, -1), folder / "all.nii.gz")
+        data |= {"order": order} if order else {}
+
+    return spoil
+
+
+def use_3d(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    data["image"] = save(arrays["t1"], folder / "all.nii.gz")
+
+
+def use_4d_with_an_empty_channel(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    stack = np.stack([arrays[sequence] for sequence in SEQUENCES], -1)
+    stack[..., 2] = 0
+    data["image"] = save(stack, folder / "all.nii.gz")
+
+
+def use_array(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    data["image"] = arrays["t1"]
+
+
+def use_nowhere(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    data["image"] = str(folder / "nowhere.nii.gz")
+
+
+def use_empty_folder(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    (folder / "empty").mkdir()
+    data["image"] = str(folder / "empty")
+
+
+def use_two_cases(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    save_case(folder / "more", arrays, "p2")
+    data["image"] = str(folder)
+
+
+def delete_label(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    Path(data["label"]).unlink()
+
+
+T2 = r"p1_t2\.nii\.gz: "
+SEG = r"p1_seg\.nii\.gz: "
+FLAT = AFFINE @ np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+BAD = {
+    "three files": (drop_last, "image must list t1, t1c, t2, flair, got 3 files: .*p1_t1.nii.gz"),
+    "file absent": (delete_file, T2 + "missing sequence: the file of t2 must exist"),
+    "sibling absent": (delete_sibling, r"p1_t1\.nii\.gz: a file for each of .* must be there, got missing t2"),
+    "file of folder absent": (delete_in_folder, "a file for each of .* must be there, got missing t2"),
+    "file twice": (replace(2, "t1"), r"p1_t1\.nii\.gz: a sequence must be listed once, got t1 twice"),
+    "sequence twice": (use_t1_under_another_name, r"p1-t1n\.nii\.gz: a sequence must be listed once, got t1 twice"),
+    "file twice by a link": (link_t1, r"second\.nii\.gz: a sequence must be listed once, got it twice"),
+    "two files swapped": (swap, r"p1_flair\.nii\.gz: file must be t2 by its place in the list, got flair by its name"),
+    "label among the sequences": (replace(2, "seg"), SEG + "file must be t2 by its place .* got label by its name"),
+    "shape": (rewrite("t2", lambda a: a[1:]), T2 + r"files must share a spatial shape, got \(7, 9, 10\) beside \(8, "),
+    "4-D sequence": (rewrite("t2", lambda a: np.stack([a, a], -1)), T2 + r"t2 must be a 3-D image, got shape \(8, "),
+    "spacing": (rewrite("t2", np.array, moved(2e-3, 1, 1)), T2 + "axes and spacing must agree .* got .* 0.0020 mm"),
+    "axes": (rewrite("t2", np.array, AFFINE @ np.diag([-1, 1, 1, 1])), T2 + "axes and spacing must agree within 0.001"),
+    "origin": (rewrite("t2", np.array, moved(0.8, 1, 3)), T2 + "origins must agree within 0.5 voxel, got 0.53 voxels"),
+    "affine": (rewrite("t2", np.array, FLAT), T2 + "affine must be an invertible 4x4 matrix"),
+    "NaN": (rewrite("t2", first_voxel(np.nan)), T2 + "values must be finite, got 1 NaN or infinite"),
+    "infinity": (rewrite("t2", first_voxel(np.inf)), T2 + "values must be finite, got 1 NaN or infinite"),
+    "zeros": (rewrite("t2", np.zeros_like), T2 + "t2 must not be empty, got zeros only"),
+    "truncated": (truncate, T2 + "file must be readable, got EOFError"),
+    "truncated, not compressed": (truncate_plain, r"p1_t2\.nii: file must be readable, got OSError"),
+    "truncated MetaImage": (truncate_mha, r"p1_t2\.mha: file must be readable, got RuntimeError"),
+    "not an image": (write_text, T2 + "file must be readable, got"),
+    "other format": (use_png, r"p1_t2\.png: file must end in one of .nii.gz, .nii, .mha, got p1_t2.png"),
+    "three channels": (use_4d(3), r"all\.nii\.gz: a file without siblings must be 4-D with 4 channels last, got shape"),
+    "no channels": (use_3d, r"all\.nii\.gz: a file without siblings must be 4-D with 4 channels last, got shape"),
+    "empty channel": (use_4d_with_an_empty_channel, r"all\.nii\.gz: t2 must not be empty, got zeros only"),
+    "order": (use_4d(4, ["t1", "t1", "t2", "flair"]), r"all\.nii\.gz: order must be a permutation of .*'t1', 't1'"),
+    "array": (use_array, "image must be a path or a list of four paths, got array"),
+    "nowhere": (use_nowhere, r"nowhere\.nii\.gz: image must exist"),
+    "empty folder": (use_empty_folder, "empty: folder must hold the sequences of one case, got no file named by"),
+    "two cases": (use_two_cases, "folder must hold the sequences of one case, got p1, p2"),
+    "label absent": (delete_label, SEG + "file must exist"),
+    "unknown code": (rewrite("label", first_voxel(7)), SEG + r"label codes of brats2017 must be .* got \[7.0\]"),
+    "negative code": (rewrite("label", first_voxel(-1)), SEG + r"label codes of brats2017 must be .* got \[-1.0\]"),
+    "large code": (rewrite("label", first_voxel(257)), SEG + r"label codes of brats2017 must be .* got \[257.0\]"),
+    "fraction": (rewrite("label", first_voxel(1.5)), SEG + "label codes must be whole numbers, got 1.5"),
+    "shape of label": (rewrite("label", lambda a: a[1:]), SEG + r"files must share a spatial shape, got \(7, 9, 10\)"),
+    "spacing of label": (rewrite("label", np.array, moved(2e-3, 1, 1)), SEG + "axes and spacing must agree"),
+    "origin of label": (rewrite("label", np.array, moved(0.8, 1, 3)), SEG + "origins must agree within 0.5 voxel"),
+}
+
+
+@pytest.mark.parametrize("name", BAD, ids=str)
+def test_a_case_that_does_not_fit_together_is_refused(tmp_path: Path, arrays: Arrays, name: str) -> None:
+    spoil, rule = BAD[name]
+    data = save_case(tmp_path, arrays) | {"scheme": "brats2017"}
+    spoil(data, tmp_path, arrays)
+    with pytest.raises(ValueError, match=f"^case p1: .*{rule}"):
+        LoadCased()(data)
+
+
+def test_an_order_must_name_each_sequence_once() -> None:
+    with pytest.raises(ValueError, match=r"order must be a permutation of t1, t1c, t2, flair, got \['t1'\]"):
+        LoadCased(order=["t1"])
+
+
+def test_a_shifted_label_warns(tmp_path: Path, arrays: Arrays) -> None:
+    data = save_case(tmp_path, arrays)
+    save(arrays["label"], tmp_path / "p1_seg.nii.gz", moved(0.25, 0, 3))
+    with pytest.warns(UserWarning, match=r"case p1: .*origins differ.*p1_seg.nii.gz by 0.250 mm$"):
+        label = LoadCased()(data)["label"]
+    np.testing.assert_allclose(label.affine, AFFINE)
+
+
+def test_without_itk_a_metaimage_asks_for_the_extra(
+    tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = save_mha_list(tmp_path, arrays)
+    monkeypatch.setattr(loading, "optional_import", lambda name: (None, False))
+    with pytest.raises(ImportError, match=r"case p1: .*MR_T1.*mha: .* pip install omnet-monai\[mha\]"):
+        LoadCased()(data)
+
+
+def test_a_channel_first_step_after_it_changes_nothing(tmp_path: Path, arrays: Arrays) -> None:
+    data = LoadCased()(save_case(tmp_path, arrays))
+    again = EnsureChannelFirstd(keys=["image", "label"])(data)
+    assert again["image"].shape == (4, *SHAPE)
+    assert again["label"].shape == (1, *SHAPE)
+
+
+def test_spatial_transforms_are_inverted_to_the_grid_of_the_files(tmp_path: Path, arrays: Arrays) -> None:
+    keys = ["image", "label"]
+    steps = [
+        LoadCased(),
+        Orientationd(keys=keys, axcodes="RAS", labels=None),
+        CropForegroundd(keys=keys, source_key="image", margin=1, allow_smaller=True),
+        Spacingd(keys=keys, pixdim=(1.0, 1.0, 1.0), mode=("bilinear", "nearest")),
+    ]
+    chain = Compose(steps)
+    result = chain(save_case(tmp_path, arrays))
+    assert result["image"].shape[1:] != SHAPE
+    result["pred"] = MetaTensor(result["label"].clone())
+    inverse = Invertd(keys="pred", transform=chain, orig_keys="image", nearest_interp=True, to_tensor=True)
+    back = inverse(result)["pred"]
+    assert back.shape == (1, *SHAPE)
+    np.testing.assert_allclose(back.affine, AFFINE, atol=1e-6)
+    classes = np.where(arrays["label"] == 4, 3, arrays["label"])
+    assert (back[0].numpy() == classes).mean() > 0.95
+    SaveImage(output_dir=tmp_path / "out", output_dtype=np.uint8, separate_folder=False, print_log=False)(back)
+    saved = nib.load(tmp_path / "out" / "p1_t1_trans.nii.gz")
+    assert saved.shape == SHAPE
+    np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-6)
+
+
+def test_cases_of_different_forms_are_cached_and_batched_together(tmp_path: Path, arrays: Arrays) -> None:
+    first = save_case(tmp_path / "a", arrays, "a")
+    second = save_4d(tmp_path / "b", arrays) | {"case": "b", "label": first["label"]}
+    dataset = CacheDataset([first, second], Compose([LoadCased()]), progress=False)
+    batch = next(iter(DataLoader(dataset, batch_size=2)))
+    assert batch["image"].shape == (2, 4, *SHAPE)
+    assert batch["case"] == ["a", "b"]
+    torch.testing.assert_close(batch["image"][0], batch["image"][1])
+
+
+def test_a_datalist_loads(tmp_path: Path, arrays: Arrays) -> None:
+    for case in ("p1", "p2"):
+        save_case(tmp_path / case, arrays, case)
+    for case in read_cases(write_datalist(tmp_path, folds=2)):
+        loaded = LoadCased()(case)
+        assert (loaded["case"], loaded["image"].meta["case"]) == (case["case"],) * 2
+        assert loaded["label"].max() == 3
+
+
+@pytest.mark.real_data
+def test_real_origins_that_differ_by_a_third_of_a_voxel_warn(data_root: Path) -> None:
+    with pytest.warns(UserWarning, match=r"case BRATS2013_HG0131: .*origins differ.*MR_T1c.3530.mha by 0.334 mm"):
+        image = LoadCased()({"image": str(data_root / "unlabelled" / "BRATS2013_HG0131")})["image"]
+    assert image.shape == (4, 162, 230, 230)
+
+
+@pytest.mark.real_data
+def test_real_cases_load_without_a_warning(data_root: Path) -> None:
+    cases, messages = find_cases(data_root / "cases")
+    assert (len(cases), messages) == (13, [])
+    for case in cases:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded = LoadCased()(case)
+        assert loaded["image"].shape == (4, 240, 240, 155)
+        assert set(loaded["label"].unique().tolist()) <= {0, 1, 2, 3}
