@@ -1,0 +1,198 @@
+"""The curriculum: task 1 alone, then task 2 joins, then task 3. One integer, how many tasks are active, is all of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from omnet_monai.losses import OMNetLoss
+from omnet_monai.regions import TASKS
+
+__all__ = ["Curriculum", "CurriculumHandler", "PrepareTaskBatch"]
+
+logger = logging.getLogger(__name__)
+
+
+class Curriculum:
+    """
+    Decide how many tasks are active. A task joins by whichever of two triggers comes first (the paper says "until the
+    loss flattens"; both triggers are ours). With neither, all tasks are active from the first step.
+
+    Args:
+        milestones: task 2 and task 3 join once these fractions of the run's epochs are done, ascending in [0, 1];
+            ``None`` for no milestones.
+        patience: the next task joins when the newest task's epoch-mean loss has not improved for this many epochs;
+            ``None`` for no plateau trigger.
+        min_change: a smaller fall of the loss is no improvement.
+
+    Attributes:
+        num_tasks: how many tasks are active.
+
+    Raises:
+        ValueError: for milestones that are not two ascending fractions.
+    """
+
+    def __init__(
+        self, milestones: Sequence[float] | None = None, patience: int | None = None, min_change: float = 0.0
+    ) -> None:
+        if milestones is not None and (len(milestones) != 2 or not 0 <= milestones[0] <= milestones[1] <= 1):
+            raise ValueError(f"milestones must be two ascending fractions in [0, 1], got {milestones}")
+        self.milestones = milestones
+        self.patience = patience
+        self.min_change = min_change
+        self.num_tasks = 1
+        self.best_loss = math.inf
+        self.stale_epochs = 0
+        self.restored = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether all tasks are active."""
+        return self.num_tasks == len(TASKS)
+
+    def activate_all(self) -> None:
+        """Make all tasks active."""
+        self.num_tasks = len(TASKS)
+
+    def begin_epoch(self, epoch: int, max_epochs: int) -> None:
+        """Let tasks join by the milestones; ``epoch`` counts from 1. Fewer than three epochs leave no room: all join."""
+        if max_epochs < len(TASKS) or (self.milestones is None and self.patience is None):
+            self.activate_all()
+        elif self.milestones is not None:
+            # A thousandth of an epoch makes up for the rounding of the fractions.
+            joined = sum(epoch - 1 >= fraction * max_epochs - 1e-3 for fraction in self.milestones)
+            if 1 + joined > self.num_tasks:
+                self._join(1 + joined)
+
+    def end_epoch(self, loss: float) -> None:
+        """Let the next task join if the newest task's epoch-mean ``loss`` has flattened."""
+        if self.patience is None or self.complete:
+            return
+        if loss < self.best_loss - self.min_change:
+            self.best_loss, self.stale_epochs = loss, 0
+        else:
+            self.stale_epochs += 1
+        if self.stale_epochs >= self.patience:
+            self._join(self.num_tasks + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain numbers."""
+        return {"num_tasks": self.num_tasks, "best_loss": self.best_loss, "stale_epochs": self.stale_epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of an interrupted run."""
+        self.num_tasks, self.best_loss = int(state["num_tasks"]), float(state["best_loss"])
+        self.stale_epochs = int(state["stale_epochs"])
+        self.restored = True
+
+    def _join(self, num_tasks: int) -> None:
+        self.num_tasks, self.best_loss, self.stale_epochs = num_tasks, math.inf, 0
+
+
+class CurriculumHandler:
+    """
+    Drive a curriculum by a trainer's epochs, and mark each change of stage in the log and in TensorBoard.
+
+    A network whose weights changed between the construction of this handler and the start of the run was given its
+    weights (a checkpoint loader, MONAI Label, a federated round): then all tasks are active from the first step,
+    unless the run is a resumed one.
+
+    Args:
+        curriculum: the curriculum to drive.
+        network: the network to train.
+        loss_function: the trainer's loss, whose per-task losses feed the plateau trigger.
+        summary_writer: TensorBoard writer for ``curriculum/num_tasks`` and ``loss/<task>``, ``None`` for none.
+    """
+
+    def __init__(
+        self, curriculum: Curriculum, network: nn.Module, loss_function: OMNetLoss, summary_writer: Any = None
+    ) -> None:
+        self.curriculum = curriculum
+        self.network = network
+        self.loss_function = loss_function
+        self.summary_writer = summary_writer
+        self.initial = _fingerprint(network)
+        self.losses: list[torch.Tensor] = []
+        self.announced = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer; after handlers that load weights, before handlers that save."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.begin_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.end_epoch)
+
+    def start(self, engine: Engine) -> None:
+        """Skip the stages for a network that was given its weights."""
+        if not self.curriculum.restored and _fingerprint(self.network) != self.initial:
+            logger.info("The network starts from given weights: all tasks are active from the first step.")
+            self.curriculum.activate_all()
+
+    def begin_epoch(self, engine: Engine) -> None:
+        """Let tasks join by the milestones."""
+        self.curriculum.begin_epoch(engine.state.epoch, engine.state.max_epochs)
+        self.losses = []
+        if self.curriculum.num_tasks != self.announced:
+            self.announced = self.curriculum.num_tasks
+            names = ", ".join(task.name for task in TASKS[: self.announced])
+            logger.info(
+                f"Curriculum: {self.announced} of {len(TASKS)} tasks active ({names}), epoch {engine.state.epoch}."
+            )
+            if self.summary_writer is not None:
+                self.summary_writer.add_scalar("curriculum/num_tasks", self.announced, engine.state.epoch)
+
+    def collect(self, engine: Engine) -> None:
+        """Keep the step's per-task losses; without a sync on a GPU."""
+        self.losses.append(self.loss_function.task_losses)
+
+    def end_epoch(self, engine: Engine) -> None:
+        """Average the epoch's losses over steps and processes, and let the next task join if the newest is flat."""
+        means = idist.all_reduce(torch.stack(self.losses).mean(0)) / idist.get_world_size()
+        self.curriculum.end_epoch(float(means[-1]))
+        if self.summary_writer is not None:
+            for task, mean in zip(TASKS, means, strict=False):
+                self.summary_writer.add_scalar(f"loss/{task.name}", float(mean), engine.state.epoch)
+
+
+class PrepareTaskBatch:
+    """
+    Keep the patches of the active tasks and tell the network how many tasks those are: ``prepare_batch`` of the trainer.
+
+    Args:
+        curriculum: knows how many tasks are active.
+    """
+
+    def __init__(self, curriculum: Curriculum) -> None:
+        self.curriculum = curriculum
+
+    def __call__(
+        self, batch: dict[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], tuple, dict[str, int]]:
+        """
+        Args:
+            batch: ``image`` ``(B, C, *spatial)``, ``label`` ``(B, 1, *spatial)`` and ``task`` ``(B,)``.
+            device: where the tensors go.
+            non_blocking: copy asynchronously.
+            kwargs: further arguments of ``torch.Tensor.to``.
+
+        Returns:
+            Image, target of :class:`~omnet_monai.losses.OMNetLoss`, no positional arguments, ``num_tasks``.
+        """
+        num_tasks = self.curriculum.num_tasks
+        active = torch.as_tensor(batch["task"]) < num_tasks
+        image, label, task = (
+            torch.as_tensor(batch[key])[active].to(device=device, non_blocking=non_blocking, **kwargs)
+            for key in ("image", "label", "task")
+        )
+        return image, {"label": label, "task": task}, (), {"num_tasks": num_tasks}
+
+
+def _fingerprint(network: nn.Module) -> float:
+    return float(sum(parameter.detach().double().abs().sum() for parameter in network.parameters()))

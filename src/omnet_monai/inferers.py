@@ -1,0 +1,52 @@
+"""A thin inferer around MONAI's own: mixed precision and memory format fit for the device at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from torch import nn
+
+__all__ = ["AutocastInferer", "default_device", "has_bfloat16"]
+
+
+class AutocastInferer(Inferer):
+    """
+    Run one of MONAI's inferers under autocast and in the channels-last memory format.
+
+    MONAI's engines know only CUDA autocast, and MONAI Label calls ``inferer(inputs, network)`` and nothing else: here
+    both get mixed precision.
+
+    Args:
+        inferer: the inferer that does the work.
+        amp: run convolutions in bfloat16 where the hardware computes in it; float32 elsewhere.
+    """
+
+    def __init__(self, inferer: Inferer, amp: bool = True) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.amp = amp
+
+    def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Return what the wrapped inferer returns for ``inputs``, shape ``(B, C, *spatial)``."""
+        kind = inputs.device.type
+
+        def channels_last(window: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            layout = torch.channels_last_3d if window.dim() == 5 else torch.channels_last
+            return network(window.contiguous(memory_format=layout), *args, **kwargs)
+
+        with torch.autocast(kind, torch.bfloat16, enabled=self.amp and has_bfloat16(kind)):
+            return self.inferer(inputs, channels_last, *args, **kwargs)
+
+
+def default_device() -> torch.device:
+    """Return the first GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bfloat16(device_type: str) -> bool:
+    """Tell whether convolutions in bfloat16 are native to the device type, ``"cuda"`` or ``"cpu"``."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device_type == "cpu" and torch.cpu._is_avx512_bf16_supported()

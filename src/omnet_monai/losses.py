@@ -1,0 +1,87 @@
+"""The loss of OM-Net: cross entropy per task, with online training-data transfer between the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from omnet_monai.regions import REGIONS, TASKS
+
+__all__ = ["OMNetLoss"]
+
+
+class OMNetLoss(nn.Module):
+    """
+    Sum of the active tasks' softmax cross entropies, each a mean over all voxels of the patches that count for it.
+
+    A patch counts for the task it was sampled for. Online training-data transfer (TIP 2020, section III-B) makes it
+    count for a later task too: for the refined task if at least ``transfer[0]`` of its voxels are tumor, for the
+    precise task if at least ``transfer[1]`` are core. A task for which no patch counts adds 0.
+
+    Args:
+        transfer: least share of WT voxels for the refined task and of TC voxels for the precise task, in [0, 1];
+            the number of voxels is rounded down, as in the release. ``None`` switches transfer off.
+
+    Attributes:
+        task_losses: the detached losses of the tasks that were active in the last call, shape ``(tasks,)``.
+
+    Raises:
+        ValueError: if ``transfer`` does not hold two shares in [0, 1].
+    """
+
+    def __init__(self, transfer: Sequence[float] | None = (0.4, 0.5)) -> None:
+        super().__init__()
+        if transfer is not None and (len(transfer) != 2 or not all(0 <= share <= 1 for share in transfer)):
+            raise ValueError(f"transfer must hold two shares in [0, 1], got {transfer}")
+        self.transfer = transfer
+        self.task_losses = torch.zeros(0)
+
+    def forward(self, logits: Sequence[torch.Tensor], target: dict[str, torch.Tensor]) -> torch.Tensor:
+        """
+        Args:
+            logits: one tensor per active task, shape ``(B, classes, *spatial)``.
+            target: ``label``, the inner classes, shape ``(B, 1, *spatial)``, and ``task``, the index of the task each
+                patch was sampled for, shape ``(B,)``.
+
+        Returns:
+            The summed loss, a float32 scalar.
+
+        Raises:
+            ValueError: if labels and logits differ in batch size or spatial shape.
+        """
+        label, sampled_for = target["label"][:, 0], target["task"]
+        losses = []
+        for task, scores in enumerate(logits):
+            if scores[:, 0].shape != label.shape:
+                raise ValueError(f"logits and labels must share a shape, got {scores[:, 0].shape} and {label.shape}")
+            voxel_losses = F.cross_entropy(scores.float(), TASKS[task].target(label), reduction="none")
+            counts = self.counts_for(task, label, sampled_for).float()
+            # Of an empty selection cross_entropy itself would be NaN.
+            losses.append((voxel_losses.flatten(1).mean(1) * counts).sum() / counts.sum().clamp(min=1))
+        self.task_losses = torch.stack(losses).detach()
+        return torch.stack(losses).sum()
+
+    def counts_for(self, task: int, label: torch.Tensor, sampled_for: torch.Tensor) -> torch.Tensor:
+        """
+        Tell which patches count for a task.
+
+        Args:
+            task: index of the task.
+            label: inner classes, shape ``(B, *spatial)``.
+            sampled_for: index of the task each patch was sampled for, shape ``(B,)``.
+
+        Returns:
+            Boolean mask, shape ``(B,)``.
+        """
+        counts = sampled_for == task
+        region = TASKS[task].sampled_in
+        if self.transfer is None or region is None:
+            return counts
+        inside = torch.zeros_like(label, dtype=torch.bool)
+        for cls in REGIONS[region]:
+            inside |= label == cls
+        least = int(self.transfer[task - 1] * label[0].numel())
+        return counts | ((sampled_for < task) & (inside.flatten(1).sum(1) >= least))

@@ -1,0 +1,145 @@
+"""Transforms of OM-Net: patches per task, labels to regions for scoring, regions to labels for saving."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Randomizable, SpatialPad
+
+from omnet_monai.regions import (
+    BACKGROUND,
+    REGIONS,
+    TASKS,
+    classes_from_codes,
+    classes_from_regions,
+    codes_from_classes,
+    regions_from_classes,
+)
+
+__all__ = ["LabelsToRegionsd", "RandCropByTaskd", "RegionsToLabelsd", "case_name", "nonzero"]
+
+
+class RandCropByTaskd(Randomizable):
+    """
+    Cut patches for each task, each centered on a random voxel of the region that the task samples in: the brain, the
+    whole tumor, the tumor core (MICCAI 2018 / TIP 2020 papers; reconstructed, the release has no sampler).
+
+    A case without core gives its task-3 patches to task 2, a case without tumor all its patches to task 1: each
+    patch carries in ``task`` the index of the task whose region it was really drawn from. Near a border the patch is
+    shifted inwards; a volume smaller than a patch is padded with zeros at its far ends.
+
+    Args:
+        spatial_size: patch size in voxels, one entry per spatial dimension.
+        num_samples: patches per task.
+        image_key: key of the image, background 0, shape ``(C, *spatial)``.
+        label_key: key of the inner classes, shape ``(1, *spatial)``.
+
+    Returns:
+        A list of ``len(TASKS) * num_samples`` dictionaries of plain tensors with the keys ``image_key``, ``label_key``
+        and ``task``, grouped by the task they were asked for.
+    """
+
+    def __init__(
+        self, spatial_size: Sequence[int], num_samples: int = 2, image_key: str = "image", label_key: str = "label"
+    ) -> None:
+        self.spatial_size = tuple(spatial_size)
+        self.num_samples = num_samples
+        self.image_key = image_key
+        self.label_key = label_key
+        self.pad = SpatialPad(self.spatial_size, method="end")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
+        """Cut the patches of one case."""
+        image, label = _plain(self.pad(data[self.image_key])), _plain(self.pad(data[self.label_key]))
+        centers = _centers(image, label)
+        patches: list[dict[Hashable, Any]] = []
+        for wanted in range(len(TASKS)):
+            task = max(task for task in range(wanted + 1) if len(centers[task]) or not task)
+            for _ in range(self.num_samples):
+                window = (slice(None), *self._window_around(centers[task], label.shape[1:]))
+                cut = {self.image_key: image[window].clone(), self.label_key: label[window].clone(), "task": task}
+                patches.append(cut)
+        return patches
+
+    def _window_around(self, centers: torch.Tensor, shape: Sequence[int]) -> list[slice]:
+        flat = int(centers[self.R.randint(len(centers))])
+        starts = [
+            min(max(int(center) - side // 2, 0), size - side)
+            for center, side, size in zip(np.unravel_index(flat, shape), self.spatial_size, shape, strict=True)
+        ]
+        return [slice(start, start + side) for start, side in zip(starts, self.spatial_size, strict=True)]
+
+
+class RegionsToLabelsd(MapTransform):
+    """
+    Fuse region probabilities ``(3, *spatial)`` into one uint8 label map ``(1, *spatial)``, WT around TC around ET.
+
+    Args:
+        keys: keys of the region probabilities.
+        threshold: a region is where its probability exceeds this.
+        scheme: label scheme of the codes to write; the default's are 0, 1, 2, 3.
+    """
+
+    def __init__(self, keys: KeysCollection, threshold: float = 0.5, scheme: str = "brats2023") -> None:
+        super().__init__(keys)
+        self.threshold = threshold
+        self.scheme = scheme
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each key's probabilities by its label map."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = codes_from_classes(classes_from_regions(result[key], self.threshold), self.scheme)
+        return result
+
+
+class LabelsToRegionsd(MapTransform):
+    """
+    Split label maps ``(1, *spatial)`` into the boolean masks of WT, TC and ET, ``(3, *spatial)``.
+
+    Args:
+        keys: keys of the label maps.
+        scheme: label scheme of their codes; the default's are the inner classes themselves.
+
+    Raises:
+        ValueError: for codes that the scheme does not know.
+    """
+
+    def __init__(self, keys: KeysCollection, scheme: str = "brats2023") -> None:
+        super().__init__(keys)
+        self.scheme = scheme
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each key's label map by its region masks."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = regions_from_classes(classes_from_codes(result[key], self.scheme))
+        return result
+
+
+def nonzero(image: torch.Tensor) -> torch.Tensor:
+    """Mark what is not background: the ``select_fn`` of the brain crop, right for negative intensities too."""
+    return image != BACKGROUND
+
+
+def case_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
+    """Name saved files after their case instead of after its first sequence: the formatter for ``SaveImaged``."""
+    return {"subject": meta["case"], "idx": None}
+
+
+def _centers(image: torch.Tensor, label: torch.Tensor) -> list[torch.Tensor]:
+    """Flat indices of the voxels of each task's region; of the whole volume where the image is empty."""
+    brain = (image != 0).any(0)
+    masks = [brain if brain.any() else torch.ones_like(brain)]
+    for task in TASKS[1:]:
+        masks.append(torch.isin(label[0], torch.tensor(REGIONS[str(task.sampled_in)], dtype=label.dtype)))
+    return [mask.flatten().nonzero()[:, 0] for mask in masks]
+
+
+def _plain(image: torch.Tensor) -> torch.Tensor:
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
