@@ -67,11 +67,13 @@ def install(extras: str) -> None:
 
     say(1, "Creating the environment .venv")
     subprocess.run([sys.executable, "-m", "venv", *([] if sound else ["--clear"]), VENV], check=True)
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
-    say(2, "Installing PyTorch, the largest part: minutes where it has to be downloaded")
-    subprocess.run([*pip, "torch"], cwd=ROOT, check=True)
+    pip = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    with open(os.path.join(ROOT, "constraints.txt"), encoding="utf-8") as file:
+        torch = next(line.strip() for line in file if line.startswith("torch=="))
+    say(2, f"Installing {torch}, the largest part: minutes where it has to be downloaded")
+    subprocess.run([*pip, torch], cwd=ROOT, check=True)
     say(3, f"Installing omnet-monai{extras} and what it needs: a minute or two")
-    subprocess.run([*pip, "-e", "." + extras], cwd=ROOT, check=True)
+    subprocess.run([*pip, "-c", "constraints.txt", "-e", "." + extras], cwd=ROOT, check=True)
     with open(STAMP, "w", encoding="utf-8") as file:
         file.write(f"{wanted} {extras}")
 
@@ -105,4 +107,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
         sys.exit(130)
