@@ -171,12 +171,10 @@ def find_case(path: str | Path) -> tuple[str, dict[str, list[Path]], tuple[str, 
         group, files = next(iter(groups.items()))
         own = {parts.part: [path]} if parts and parts.part in SEQUENCES else {}
         return group.case, own | files, LAYOUTS[group.layout].order  # the folder's copy of the file comes first
-    if parts is None or parts.part == "image":
-        return (
-            parts.case if parts else str(stem(path)),
-            {"image": [path]},
-            LAYOUTS[parts.layout].order if parts else None,
-        )
+    if parts is None:
+        return case_name([path]), {"image": [path]}, None
+    if parts.part == "image":
+        return parts.case, {"image": [path]}, LAYOUTS[parts.layout].order
     nearby = [*parts.folder.glob("*"), *parts.folder.glob("*/*.mha")]
     return parts.case, _groups(nearby).get(parts._replace(part=""), {}), None
 
