@@ -1,4 +1,4 @@
-"""The curriculum: task 1 alone, then task 2 joins, then task 3. One integer, how many tasks are active, is all of it."""
+"""The curriculum: task 1 alone, then task 2 joins, then task 3. Its whole state is how many tasks are active."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Curriculum:
         self.num_tasks = len(TASKS)
 
     def begin_epoch(self, epoch: int, max_epochs: int) -> None:
-        """Let tasks join by the milestones; ``epoch`` counts from 1. Fewer than three epochs leave no room: all join."""
+        """Let tasks join by the milestones; ``epoch`` counts from 1. With fewer than three epochs all join at once."""
         if max_epochs < len(TASKS) or (self.milestones is None and self.patience is None):
             self.activate_all()
         elif self.milestones is not None:
@@ -137,7 +137,7 @@ class CurriculumHandler:
 
     def begin_epoch(self, engine: Engine) -> None:
         """Let tasks join by the milestones."""
-        self.curriculum.begin_epoch(engine.state.epoch, engine.state.max_epochs)
+        self.curriculum.begin_epoch(engine.state.epoch, int(engine.state.max_epochs or 0))
         self.losses = []
         if self.curriculum.num_tasks != self.announced:
             self.announced = self.curriculum.num_tasks
@@ -154,7 +154,8 @@ class CurriculumHandler:
 
     def end_epoch(self, engine: Engine) -> None:
         """Average the epoch's losses over steps and processes, and let the next task join if the newest is flat."""
-        means = idist.all_reduce(torch.stack(self.losses).mean(0)) / idist.get_world_size()
+        means = torch.stack(self.losses).mean(0)
+        means = torch.as_tensor(idist.all_reduce(means)) / idist.get_world_size()
         self.curriculum.end_epoch(float(means[-1]))
         if self.summary_writer is not None:
             for task, mean in zip(TASKS, means, strict=False):
@@ -163,7 +164,7 @@ class CurriculumHandler:
 
 class PrepareTaskBatch:
     """
-    Keep the patches of the active tasks and tell the network how many tasks those are: ``prepare_batch`` of the trainer.
+    Keep the patches of the active tasks and tell the network how many those are: the trainer's ``prepare_batch``.
 
     Args:
         curriculum: knows how many tasks are active.

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from omnet_monai.layouts import find_cases
 from omnet_monai.regions import CLASS_NAMES, SCHEMES, SEQUENCES
 
-__all__ = ["datalist", "find_cases", "read_cases", "write_datalist"]
+__all__ = ["datalist", "find_cases", "read_cases", "read_images", "write_datalist"]
 
 
 def write_datalist(
@@ -107,6 +108,28 @@ def read_cases(
         known = sorted({str(case["fold"]) for case in cases if "fold" in case})
         raise ValueError(f"fold must be one of {', '.join(known) or 'none'} in {section} of {path}, got {fold}")
     return [case for case in cases if (case.get("fold") == fold) == held_out]
+
+
+def read_images(directory: str | Path) -> list[dict[str, Any]]:
+    """
+    Find the cases of a directory to segment: labels that lie beside the images are left out, incomplete cases are
+    warned of.
+
+    Args:
+        directory: folder of cases in any known layout.
+
+    Returns:
+        Complete cases without labels, with absolute paths.
+
+    Raises:
+        ValueError: if no complete case is found.
+    """
+    cases, messages = find_cases(directory)
+    for message in messages:
+        warnings.warn(f"left out: {message}", stacklevel=2)
+    if not cases:
+        raise ValueError(f"{directory} must hold at least one complete case; {'; '.join(messages)}")
+    return [{key: value for key, value in case.items() if key not in ("label", "scheme")} for case in cases]
 
 
 def datalist(

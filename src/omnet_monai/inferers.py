@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from torch import nn
 
 __all__ = ["AutocastInferer", "default_device", "has_bfloat16"]
 
@@ -28,7 +28,7 @@ class AutocastInferer(Inferer):
         self.inferer = inferer
         self.amp = amp
 
-    def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what the wrapped inferer returns for ``inputs``, shape ``(B, C, *spatial)``."""
         kind = inputs.device.type
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -55,11 +56,13 @@ class CaseTable:
 
     def collect(self, engine: Engine) -> None:
         """Keep the names of the batch's cases."""
-        self.cases += [str(item["image"].meta["case"]) for item in engine.state.batch]
+        batch: list[dict[str, Any]] = engine.state.batch  # type: ignore[assignment]  # decollated
+        self.cases += [str(item["image"].meta["case"]) for item in batch]
 
     def finish(self, engine: Engine) -> None:
         """Table the cases."""
-        scores = engine.state.metric_details[self.details].cpu().numpy()
+        details: dict[str, torch.Tensor] = engine.state.metric_details  # type: ignore[attr-defined]  # of MONAI
+        scores = details[self.details].cpu().numpy()
         cases = string_list_all_gather(self.cases)
         for region, mean in zip(REGIONS, scores.mean(0), strict=True):
             engine.state.metrics[f"{self.metric}_{region}"] = float(mean)
@@ -178,7 +181,7 @@ def _slice(volume: np.ndarray, normal: int, center: np.ndarray) -> np.ndarray:
     return plane if normal == 2 else plane[::-1]
 
 
-def _draw_outlines(axis, plane: np.ndarray, regions: Sequence[str], style: str) -> None:
+def _draw_outlines(axis: Any, plane: np.ndarray, regions: Sequence[str], style: str) -> None:
     colors = {"WT": "#ffd21f", "TC": "#ff4b4b", "ET": "#35d0ff"}
     for region in regions:
         mask = np.isin(plane, REGIONS[region])

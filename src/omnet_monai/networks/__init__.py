@@ -5,6 +5,7 @@ from omnet_monai.networks.blocks import (
     ComplementarySegmentation,
     CrossTaskGuidedAttention,
     FusionResidualBlock,
+    in_attention,
 )
 from omnet_monai.networks.nets import FusionNet, OMNet, TaskHead
 
@@ -16,4 +17,5 @@ __all__ = [
     "FusionResidualBlock",
     "OMNet",
     "TaskHead",
+    "in_attention",
 ]

@@ -8,7 +8,13 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv
 from torch import nn
 
-__all__ = ["CategoryChannelImportance", "ComplementarySegmentation", "CrossTaskGuidedAttention", "FusionResidualBlock"]
+__all__ = [
+    "CategoryChannelImportance",
+    "ComplementarySegmentation",
+    "CrossTaskGuidedAttention",
+    "FusionResidualBlock",
+    "in_attention",
+]
 
 
 class FusionResidualBlock(nn.Module):
@@ -92,7 +98,7 @@ class ComplementarySegmentation(nn.Module):
         for k, part in enumerate(self.parts):
             scale = weights[:, k].reshape([weights.shape[0], weights.shape[2]] + ones)
             joined = joined + part(features * scale.to(features.dtype)) * probs[:, k : k + 1]
-        return self.final(joined)
+        return self.final(joined.to(features.dtype))
 
 
 class CrossTaskGuidedAttention(nn.Module):
@@ -125,3 +131,13 @@ class CrossTaskGuidedAttention(nn.Module):
         probs = torch.cat([1 - guide, guide], dim=1)  # (B, 2, *spatial)
         weights = self.importance(features, probs)  # (B, 2, C)
         return self.segmentation(features, probs, weights)
+
+
+def in_attention(named_parameter: tuple[str, nn.Parameter]) -> bool:
+    """
+    Tell whether an entry of ``network.named_parameters()`` is a weight of cross-task guided attention.
+
+    Its convolutions see features divided by about the number of channels, as each category's channel weights sum to
+    one, and therefore learn at a higher rate.
+    """
+    return ".segmentation." in named_parameter[0]

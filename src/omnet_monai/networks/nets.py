@@ -174,8 +174,8 @@ class OMNet(nn.Module):
         convs = [m for m in self.modules() if isinstance(m, nn.modules.conv._ConvNd)]
         for conv in convs:
             nn.init.kaiming_normal_(conv.weight)
-            nn.init.constant_(conv.bias, 0.1)
-        nn.init.zeros_(convs[0].bias)
+            if conv.bias is not None:
+                nn.init.constant_(conv.bias, 0.0 if conv is convs[0] else 0.1)
 
     def forward(self, x: torch.Tensor, num_tasks: int = 3) -> Union[torch.Tensor, list[torch.Tensor]]:  # noqa: UP007
         """
@@ -195,7 +195,7 @@ class OMNet(nn.Module):
         for task, head in enumerate(self.heads):
             if task < num_tasks or not self.training:
                 scores = head(features, region)
-                region = scores.float().softmax(1)[:, self.channels[task]].sum(1, keepdim=True)
+                region = scores.float().softmax(1)[:, self.channels[task]].sum(1, keepdim=True).clamp(max=1)
                 logits.append(scores)
                 regions.append(region)
         if self.training:

@@ -1,0 +1,33 @@
+"""The command line: ``python -m omnet_monai VERB``. Training, evaluation and inference are bundle configs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import fire
+
+from omnet_monai.datalist import datalist
+from omnet_monai.demo import demo
+from omnet_monai.phantom import write_phantoms
+
+
+def phantom(directory: str, cases: int = 8, seed: int = 0, size: tuple[int, int, int] = (96, 96, 64)) -> None:
+    """Generate cases with BraTS file names, and the datalist beside them; see ``phantom.write_phantoms``."""
+    write_phantoms(directory, cases, seed, size)
+    datalist(directory, folds=min(5, cases))
+
+
+def main() -> None:
+    """Run one verb; an error of the user's is one line on stderr and exit status 1."""
+    try:
+        fire.Fire({"datalist": datalist, "demo": demo, "phantom": phantom}, name="python -m omnet_monai")
+    except (ValueError, OSError) as error:
+        if os.environ.get("OMNET_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""How the authors' Caffe release trains where torch differs: rates of the biases, running statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["CorrectedBatchNorm", "parameter_groups"]
+
+
+def parameter_groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """
+    Group parameters as the release does: convolution biases and normalization shifts learn at twice the rate, and
+    convolution biases do not decay.
+
+    Args:
+        network: the network to train.
+        lr: learning rate of everything else.
+        weight_decay: weight decay of everything else.
+
+    Returns:
+        Parameter groups for a torch optimizer: weights, convolution biases, normalization shifts.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    shifts = {id(norm.bias) for norm in norms}
+    groups: list[dict[str, Any]] = [
+        {"params": [], "lr": lr, "weight_decay": weight_decay},
+        {"params": [], "lr": 2 * lr, "weight_decay": 0.0},
+        {"params": [], "lr": 2 * lr, "weight_decay": weight_decay},
+    ]
+    for name, parameter in network.named_parameters():
+        kind = 2 if id(parameter) in shifts else int(name.endswith("bias"))
+        groups[kind]["params"].append(parameter)
+    return groups
+
+
+class CorrectedBatchNorm:
+    """
+    Average the statistics of batch normalization as Caffe does: keep ``decay`` of them at each step, and correct for
+    the start. At step t that is torch's update with momentum ``(1 - decay) / (1 - decay**t)``: 1 at the first step.
+
+    Args:
+        network: the network to train.
+        decay: share of the running statistics that a step keeps, in (0, 1).
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.999) -> None:
+        self.norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        self.decay = decay
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the momentum of the coming step."""
+        for norm in self.norms:
+            norm.momentum = (1 - self.decay) / (1 - self.decay**engine.state.iteration)
