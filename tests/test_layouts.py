@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,7 @@ def test_a_prediction_beside_a_case_is_not_taken_for_its_label(tmp_path: Path) -
     cases, messages = find_cases(tmp_path)
     assert "label" not in cases[0]
     assert len(messages) == 1
+    assert find_case(tmp_path)[0] == "pat1"
 
 
 @pytest.mark.parametrize(
@@ -129,10 +131,18 @@ def test_cases_of_one_name_in_two_folders_get_the_folder_in_their_names(tmp_path
     assert [case["case"] for case in find_cases(tmp_path)[0]] == ["HGG_pat1", "LGG_pat1", "extra_pat1"]
 
 
-def test_the_order_of_cases_does_not_depend_on_the_file_system(tmp_path: Path) -> None:
-    for number in (10, 2, 33, 1):
-        touch(tmp_path, [file.replace("pat1", f"pat{number:03}") for file in FILES["2017"]])
-    assert [case["case"] for case in find_cases(tmp_path)[0]] == ["pat001", "pat002", "pat010", "pat033"]
+def test_what_is_found_does_not_depend_on_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for case, folder in (("pat3", "b"), ("pat1", "z"), ("pat2", "a")):
+        touch(tmp_path / folder, [file.replace("pat1", case) for file in FILES["2017"]])
+    touch(tmp_path, ["twice/pat4_t1.nii", "twice/pat4_t1.nii.gz"])
+    found = find_cases(tmp_path)
+    assert [case["case"] for case in found[0]] == ["pat1", "pat2", "pat3"]
+    walk = os.walk
+    for reverse in (False, True):
+        monkeypatch.setattr(
+            os, "walk", lambda *args, r=reverse, **kw: [(a, b, sorted(c, reverse=r)) for a, b, c in walk(*args, **kw)]
+        )
+        assert find_cases(tmp_path) == found
 
 
 def test_linked_case_folders_are_followed(tmp_path: Path) -> None:
