@@ -134,11 +134,14 @@ def case_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
 
 def _centers(image: torch.Tensor, label: torch.Tensor) -> list[torch.Tensor]:
     """Flat indices of the voxels of each task's region; of the whole volume where the image is empty."""
-    brain = (image != 0).any(0)
-    masks = [brain if brain.any() else torch.ones_like(brain)]
+    classes = label[0].flatten()
+    tumor = classes.nonzero()[:, 0]  # the other regions are looked for in here alone
+    brain = image.abs().sum(0).flatten().nonzero()[:, 0]
+    centers = [brain if len(brain) else torch.arange(len(classes))]
     for task in TASKS[1:]:
-        masks.append(torch.isin(label[0], torch.tensor(REGIONS[str(task.sampled_in)], dtype=label.dtype)))
-    return [mask.flatten().nonzero()[:, 0] for mask in masks]
+        region = torch.tensor(REGIONS[str(task.sampled_in)], dtype=classes.dtype)
+        centers.append(tumor[torch.isin(classes[tumor], region)])
+    return centers
 
 
 def _plain(image: torch.Tensor) -> torch.Tensor:
