@@ -22,17 +22,8 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandFlipd, RandScaleIntensityd, RandStdShiftIntensityd
 from torch import nn
 
-from omnet_monai import checkpoint
-from omnet_monai.checkpoint import (
-    ModelFile,
-    RunCheckpoint,
-    SaveBest,
-    SaveCheckpoint,
-    SaveLast,
-    WeightsLoader,
-    load_weights,
-    save_atomically,
-)
+from omnet_monai import weights
+from omnet_monai.checkpoint import RunCheckpoint, SaveCheckpoint
 from omnet_monai.curriculum import Curriculum, CurriculumHandler, PrepareTaskBatch
 from omnet_monai.inferers import AutocastInferer
 from omnet_monai.losses import OMNetLoss
@@ -41,6 +32,7 @@ from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS
 from omnet_monai.report import CaseTable
 from omnet_monai.sampling import EpochDataset, EpochSeedHandler
 from omnet_monai.transforms import LabelsToRegionsd, RandCropByTaskd, RegionsToLabelsd
+from omnet_monai.weights import ModelFile, SaveBest, SaveLast, WeightsLoader, load_weights, save_atomically
 
 # Two workers are meant, also where there is one core.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
@@ -82,7 +74,7 @@ def test_a_file_is_written_with_its_folder_and_without_traces(tmp_path: Path) ->
 def test_a_write_that_fails_midway_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.pt"
     save_atomically({"number": 1}, path)
-    monkeypatch.setattr(checkpoint.torch, "save", break_off)
+    monkeypatch.setattr(weights.torch, "save", break_off)
     with pytest.raises(OSError, match="no space left"):
         save_atomically({"number": 2}, path)
     assert torch.load(path, weights_only=True) == {"number": 1}

@@ -18,8 +18,8 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 # A module imports only what stands before it, reading this table like a page: lower layers, then to its left.
 LAYERS = (
     "regions",
-    "networks.blocks layouts losses transforms loading sampling metrics datalist phantom inferers",
-    "networks.nets networks curriculum checkpoint",
+    "networks.blocks layouts losses transforms loading sampling metrics datalist phantom inferers release",
+    "networks.nets networks curriculum weights checkpoint",
     "report bundle benchmark demo __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]

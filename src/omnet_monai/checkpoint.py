@@ -1,11 +1,10 @@
-"""Weights and checkpoints: written whole or not at all, read strictly, resumed only by the run that wrote them."""
+"""A run's checkpoint: saved at each epoch's end, taken up only by the run that wrote it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,173 +14,11 @@ from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 from torch import nn
 
-from omnet_monai.curriculum import Curriculum
+from omnet_monai.weights import bare_network, load_weights, save_atomically
 
-__all__ = [
-    "ModelFile",
-    "RunCheckpoint",
-    "SaveBest",
-    "SaveCheckpoint",
-    "SaveLast",
-    "WeightsLoader",
-    "load_weights",
-    "save_atomically",
-]
+__all__ = ["RunCheckpoint", "SaveCheckpoint"]
 
 logger = logging.getLogger(__name__)
-
-
-def save_atomically(content: Any, path: str | Path) -> None:
-    """Write with ``torch.save`` to a temporary file beside ``path`` and rename it, so no half-written file is left."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """
-    Load a bare state dict, every tensor of which must fit.
-
-    Args:
-        network: the network to fill, also inside ``DistributedDataParallel``.
-        path: file written by :class:`ModelFile` or with ``torch.save(network.state_dict(), path)``.
-
-    Raises:
-        ValueError: if the file is missing, is no state dict, or belongs to another network; the message names what
-            differs. The network is left as it was.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"weights must be a file, got {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"weights {path} must be a state dict that torch.load reads, got: {error}") from error
-    own = _bare(network).state_dict()
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"weights {path} must hold a bare state dict, got {type(state).__name__} of other things")
-    differences = [f"{name} missing" for name in own if name not in state]
-    differences += [f"{name} unknown" for name in state if name not in own]
-    differences += [
-        f"{name} has shape {tuple(state[name].shape)}, needs {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if differences:
-        shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
-        raise ValueError(f"weights {path} belong to another network: {shown}")
-    _bare(network).load_state_dict(state)
-
-
-class WeightsLoader:
-    """
-    Load a network's weights when an engine starts, as :func:`load_weights` does.
-
-    Args:
-        path: file of the weights.
-        network: the network to fill.
-    """
-
-    def __init__(self, path: str | Path, network: nn.Module) -> None:
-        self.path = path
-        self.network = network
-
-    def attach(self, engine: Engine) -> None:
-        """Register with the engine."""
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Load the weights."""
-        load_weights(self.network, self.path)
-        logger.info(f"Weights loaded from {self.path}.")
-
-
-class ModelFile:
-    """
-    The file a training run leaves its network in: a bare state dict, convolution weights in float16, which halves its
-    size and changes no Dice in the third digit; biases and normalization stay in float32.
-
-    Args:
-        path: where to write.
-        network: the network to write.
-
-    Attributes:
-        best_metric: the validation metric of what is in the file, -inf as long as no validation chose it.
-    """
-
-    def __init__(self, path: str | Path, network: nn.Module) -> None:
-        self.path = Path(path)
-        self.network = network
-        self.best_metric = float("-inf")
-
-    def save(self) -> None:
-        """Write the network as it is now; from the first process only."""
-        if idist.get_rank() == 0:
-            state = _bare(self.network).state_dict()
-            state = {key: value.half() if value.dim() > 1 else value for key, value in state.items()}
-            save_atomically({key: value.contiguous().cpu() for key, value in state.items()}, self.path)
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the best metric, which a resumed run must know."""
-        return {"best_metric": self.best_metric}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take up the best metric of an interrupted run."""
-        self.best_metric = float(state["best_metric"])
-
-
-class SaveBest:
-    """
-    Save the network after each validation better than all before, but only while all tasks are active.
-
-    Args:
-        model_file: where to save.
-        curriculum: knows whether all tasks are active.
-        metric: name of the evaluator's metric, larger is better.
-    """
-
-    def __init__(self, model_file: ModelFile, curriculum: Curriculum, metric: str) -> None:
-        self.model_file = model_file
-        self.curriculum = curriculum
-        self.metric = metric
-
-    def attach(self, engine: Engine) -> None:
-        """Register with the evaluator, after its metrics."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Save if this validation is the best so far."""
-        value = float(engine.state.metrics[self.metric])
-        if self.curriculum.complete and value > self.model_file.best_metric:
-            self.model_file.best_metric = value
-            self.model_file.save()
-            logger.info(f"Best {self.metric} so far, {value:.4f}: saved {self.model_file.path}.")
-
-
-class SaveLast:
-    """
-    Save the network at the end of training, unless validation already chose one.
-
-    Args:
-        model_file: where to save.
-    """
-
-    def __init__(self, model_file: ModelFile) -> None:
-        self.model_file = model_file
-
-    def attach(self, engine: Engine) -> None:
-        """Register with the trainer."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Save the last weights."""
-        if self.model_file.best_metric == float("-inf"):
-            self.model_file.save()
-            logger.info(f"No validation chose a network: saved the last one as {self.model_file.path}.")
 
 
 class RunCheckpoint:
@@ -196,7 +33,7 @@ class RunCheckpoint:
 
     def __init__(self, path: str | Path, parts: dict[str, Any], identity: Any) -> None:
         self.path = Path(path)
-        self.parts = {name: _bare(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
+        self.parts = {name: bare_network(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
         shapes = {key: list(value.shape) for key, value in self.parts["network"].state_dict().items()}
         text = json.dumps([shapes, identity], sort_keys=True, default=str)
         self.identity = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
@@ -256,7 +93,3 @@ class SaveCheckpoint:
     def __call__(self, engine: Engine) -> None:
         """Save the state after this epoch."""
         self.checkpoint.save(engine.state.epoch)
-
-
-def _bare(network: nn.Module) -> nn.Module:
-    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

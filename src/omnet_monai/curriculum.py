@@ -10,6 +10,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import convert_to_tensor
 from torch import nn
 
 from omnet_monai.losses import OMNetLoss
@@ -62,25 +63,26 @@ class Curriculum:
         self.num_tasks = len(TASKS)
 
     def begin_epoch(self, epoch: int, max_epochs: int) -> None:
-        """Let tasks join by the milestones; ``epoch`` counts from 1. With fewer than three epochs all join at once."""
+        """Let tasks join by either trigger; ``epoch`` counts from 1. With fewer than three epochs all join at once."""
         if max_epochs < len(TASKS) or (self.milestones is None and self.patience is None):
             self.activate_all()
-        elif self.milestones is not None:
+            return
+        if self.patience is not None and self.stale_epochs >= self.patience:
+            self._join(self.num_tasks + 1)
+        if self.milestones is not None:
             # A thousandth of an epoch makes up for the rounding of the fractions.
             joined = sum(epoch - 1 >= fraction * max_epochs - 1e-3 for fraction in self.milestones)
             if 1 + joined > self.num_tasks:
                 self._join(1 + joined)
 
     def end_epoch(self, loss: float) -> None:
-        """Let the next task join if the newest task's epoch-mean ``loss`` has flattened."""
-        if self.patience is None or self.complete:
+        """Watch whether the newest task's epoch-mean ``loss`` flattens; the next task joins with the next epoch."""
+        if self.complete:
             return
         if loss < self.best_loss - self.min_change:
             self.best_loss, self.stale_epochs = loss, 0
         else:
             self.stale_epochs += 1
-        if self.stale_epochs >= self.patience:
-            self._join(self.num_tasks + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain numbers."""
@@ -153,7 +155,7 @@ class CurriculumHandler:
         self.losses.append(self.loss_function.task_losses)
 
     def end_epoch(self, engine: Engine) -> None:
-        """Average the epoch's losses over steps and processes, and let the next task join if the newest is flat."""
+        """Average the epoch's losses over steps and processes, and watch whether the newest task's flattens."""
         means = torch.stack(self.losses).mean(0)
         means = torch.as_tensor(idist.all_reduce(means)) / idist.get_world_size()
         self.curriculum.end_epoch(float(means[-1]))
@@ -189,7 +191,9 @@ class PrepareTaskBatch:
         num_tasks = self.curriculum.num_tasks
         active = torch.as_tensor(batch["task"]) < num_tasks
         image, label, task = (
-            torch.as_tensor(batch[key])[active].to(device=device, non_blocking=non_blocking, **kwargs)
+            convert_to_tensor(batch[key], track_meta=False)[active].to(
+                device=device, non_blocking=non_blocking, **kwargs
+            )
             for key in ("image", "label", "task")
         )
         return image, {"label": label, "task": task}, (), {"num_tasks": num_tasks}

@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser, run
 from monai.utils import set_determinism
 
-from omnet_monai.checkpoint import ModelFile
+from omnet_monai.weights import ModelFile
 from omnet_monai.datalist import read_cases, write_datalist
 from omnet_monai.loading import LoadCased
 from omnet_monai.phantom import write_phantoms

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import fft, ndimage
 
-from .regions import EDEMA, ENHANCING, NECROSIS, SEQUENCES, codes_from_classes
+from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS, SEQUENCES, codes_from_classes
 
 __all__ = ["KINDS", "SMALLEST_SIZE", "make_phantom", "write_phantoms"]
 

@@ -100,14 +100,12 @@ class EvaluationLog:
         """Append the line; from the first process only."""
         if idist.get_rank() != 0:
             return
-        with open(self.table, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))[1:]
+        rows = _read_rows(self.table)
         scores = "; ".join(f"{case} {'/'.join(f'{float(value):.3f}' for value in values)}" for case, *values in rows)
         sha256 = hashlib.sha256(self.weights.read_bytes()).hexdigest()
         command = shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]])
         line = [datetime.now(UTC).strftime("%Y-%m-%d"), _commit(), command, sha256, scores]
-        old = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        lines = list(csv.reader(old.splitlines()))[1:]
+        lines = _read_rows(self.path) if self.path.exists() else []
         write_csv(self.path, self.HEADER, [*lines, line])
 
 
@@ -126,11 +124,14 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Sequence[Sequence[s
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([[f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows])
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows([[f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows])
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_overlay(
@@ -173,6 +174,11 @@ def save_overlay(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
 
 
 def _slice(volume: np.ndarray, normal: int, center: np.ndarray) -> np.ndarray:

@@ -1,0 +1,215 @@
+"""What the JSON configs must hold so that MONAI, MONAI Label and the zoo's checks find what they look for."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.scripts import ckpt_export, verify_metadata, verify_net_in_out
+
+CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
+FILES = sorted(CONFIGS.glob("*.json"))
+STACKS = {
+    "train": ["train.json"],
+    "evaluate": ["train.json", "evaluate.json"],
+    "inference": ["inference.json"],
+    "paper": ["train.json", "paper.json"],
+    "demo": ["train.json", "demo.json"],
+    "multi_gpu_train": ["train.json", "multi_gpu_train.json"],
+    **{name: ["train.json", f"{name}.json"] for name in ("no_attention", "se", "no_transfer", "no_curriculum")},
+}
+
+
+def read(*names: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in names])
+    return parser
+
+
+def strings(config: Any) -> list[str]:
+    if isinstance(config, dict):
+        return [text for value in config.values() for text in strings(value)]
+    if isinstance(config, list):
+        return [text for value in config for text in strings(value)]
+    return [config] if isinstance(config, str) else []
+
+
+def expressions(path: Path) -> list[str]:
+    found = [text[1:] for text in strings(json.loads(path.read_text())) if text.startswith("$")]
+    return [re.sub(r"@[\w#]+", "x", text) for text in found if not re.match(r"(import|from) ", text)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_expression_has_a_branch_or_logic_of_its_own(path: Path) -> None:
+    forbidden = (ast.IfExp, ast.Lambda, ast.BoolOp, ast.Compare, ast.comprehension)
+    for text in expressions(path):
+        nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, forbidden)]
+        assert all(isinstance(node, ast.Compare) and "get_rank() > 0" in text for node in nodes), text
+
+
+@pytest.mark.parametrize("names", STACKS.values(), ids=STACKS)
+def test_every_import_is_used_and_every_reference_exists(names: list[str]) -> None:
+    parser = read(*names)
+    texts = [text for text in strings(parser.get()) if not re.match(r"\$(import|from) ", text)]
+    for statement in parser["imports"]:
+        name = statement.split()[-1]
+        if names[-1] not in ("inference.json", "train.json", "evaluate.json"):
+            continue  # an override file may make an import of train.json idle
+        # evaluate.json is what needs the saver's names; it stands on the imports of train.json.
+        later = strings(read("train.json", "evaluate.json").get()) if names == ["train.json"] else []
+        assert any(re.search(rf"\b{name}\b", text) for text in texts + later if text.startswith("$")), statement
+    for text in texts:
+        for reference in re.findall(r"@([\w#]+)", text):
+            assert reference in parser, f"{reference} in {text}"
+
+
+@pytest.mark.parametrize("names", STACKS.values(), ids=STACKS)
+def test_every_target_can_be_located(names: list[str]) -> None:
+    def targets(config: Any) -> list[str]:
+        if isinstance(config, dict):
+            inner = [target for value in config.values() for target in targets(value)]
+            return inner + ([config["_target_"]] if "_target_" in config else [])
+        return [target for value in config for target in targets(value)] if isinstance(config, list) else []
+
+    from monai.bundle.config_item import ComponentLocator
+    from monai.utils.module import instantiate
+
+    for target in targets(read(*names).get()):
+        path = target if "." in target else ComponentLocator().get_component_module_name(target)
+        assert path is not None, target
+        if isinstance(path, str) and "." in target:
+            with pytest.raises((TypeError, ValueError)) as error:  # found, but called without its arguments
+                instantiate(target, "default", _no_such_argument_=0)
+            assert "Cannot locate" not in str(error.value), target
+
+
+def test_train_and_inference_name_the_same_network_preprocessing_and_window() -> None:
+    train, inference = read("train.json"), read("inference.json")
+    assert train["network_def"] == inference["network_def"]
+    assert train["validate"]["preprocessing"] == inference["preprocessing"]
+    assert train["patch_size"] == inference["patch_size"]
+    assert train["validate"]["inferer"]["inferer"]["roi_size"] == "@patch_size"
+    assert inference["inferer"]["inferer"]["roi_size"] == "@patch_size"
+    cropper = train["train"]["random_transforms"][0]
+    assert cropper["_target_"].endswith("RandCropByTaskd")
+    assert cropper["spatial_size"] == "@patch_size"
+
+
+def test_training_prepares_images_as_inference_does_and_labels_along() -> None:
+    train, inference = read("train.json")["train"]["preprocessing"], read("inference.json")["preprocessing"]
+    for with_label, alone in zip(train["transforms"], inference["transforms"], strict=True):
+        rest = {key: value for key, value in alone.items() if key not in ("keys", "mode")}
+        assert {key: value for key, value in with_label.items() if key not in ("keys", "mode")} == rest
+
+
+@pytest.mark.parametrize("names", STACKS.values(), ids=STACKS)
+def test_handlers_are_literal_lists_of_dictionaries(names: list[str]) -> None:
+    parser = read(*names)
+    lists = [parser["train"]["handlers"], parser["validate"]["handlers"]] if "train" in parser else [parser["handlers"]]
+    for handlers in lists:
+        assert isinstance(handlers, list)
+        assert all(isinstance(handler, dict) and "_target_" in handler for handler in handlers)
+
+
+def test_the_ids_that_monai_label_and_the_zoo_look_up_are_there() -> None:
+    train, inference = read("train.json"), read("inference.json")
+    for name in ("bundle_root", "device", "dataset_dir", "network_def", "network", "val_interval", "train#handlers"):
+        assert name in train, name
+    for name in ("train#trainer#max_epochs", "train#dataset#data", "validate#dataset#data", "validate#evaluator"):
+        assert name in train, name
+    for name in ("network_def", "preprocessing", "inferer", "postprocessing", "evaluator", "displayable_configs"):
+        assert name in inference, name
+
+
+def test_the_saved_values_have_no_gap_and_carry_their_names() -> None:
+    outputs = json.loads((CONFIGS / "metadata.json").read_text())["network_data_format"]["outputs"]
+    assert list(outputs) == ["pred"]
+    assert outputs["pred"]["channel_def"] == {"0": "background", "1": "NCR/NET", "2": "edema", "3": "enhancing tumor"}
+
+
+@pytest.mark.parametrize("workflow_type", ["train", "evaluate", "inference"])
+def test_workflows_have_every_property_of_a_bundle(workflow_type: str, phantoms: Path, tmp_path: Path) -> None:
+    workflow = ConfigWorkflow(
+        config_file=[str(CONFIGS / name) for name in STACKS[workflow_type]],
+        meta_file=str(CONFIGS / "metadata.json"),
+        workflow_type="infer" if workflow_type == "inference" else "train",
+        bundle_root=str(CONFIGS.parent),
+        dataset_dir=str(phantoms),
+        output_dir=str(tmp_path),
+        run_dir=str(tmp_path),
+        ckpt_dir=str(tmp_path),
+    )
+    workflow.initialize()
+    assert not workflow.check_properties()
+    workflow.finalize()
+
+
+def test_initializing_touches_neither_data_nor_weights(tmp_path: Path) -> None:
+    workflow = ConfigWorkflow(
+        config_file=str(CONFIGS / "inference.json"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        workflow_type="infer",
+        dataset_dir=str(tmp_path / "absent"),
+        checkpoint_path=str(tmp_path / "absent.pt"),
+    )
+    workflow.initialize()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["from the bundle root", "from elsewhere"])
+def test_the_network_takes_and_gives_what_the_metadata_says(
+    elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path if elsewhere else CONFIGS.parent)
+    verify_net_in_out(
+        net_id="network_def", meta_file=str(CONFIGS / "metadata.json"), config_file=str(CONFIGS / "inference.json"), p=1
+    )
+
+
+def test_the_network_exports_to_torchscript(tmp_path: Path) -> None:
+    network = read("inference.json").get_parsed_content("network_def")
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        key_in_ckpt="",
+    )
+    image = torch.randn(1, 4, 16, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network.eval()(image))
+
+
+@pytest.mark.real_data
+def test_the_metadata_follows_the_official_schema(data_root: Path, tmp_path: Path) -> None:
+    schema = data_root.parent / "schema" / "meta_schema_20240725.json"
+    if not schema.is_file():
+        pytest.skip("the official schema does not lie beside the data")
+    copy = tmp_path / schema.name
+    copy.write_bytes(schema.read_bytes())
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(copy))
+
+
+def test_the_papers_learning_rate_halves_every_80000_steps() -> None:
+    parser = read("train.json", "paper.json")
+    parser["network_def#features"] = [2, 2, 2, 2]
+    optimizer, scheduler = parser.get_parsed_content("optimizer"), parser.get_parsed_content("lr_scheduler")
+    assert parser["train"]["trainer"]["max_epochs"] * parser["steps_per_epoch"] == 400_000
+    assert parser["cases_per_step"] * parser["patches_per_task"] == 20
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.99] * 3
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0.0, 5e-4]
+    rates = {}
+    optimizer.step()
+    for step in range(160_001):
+        rates[step] = [group["lr"] for group in optimizer.param_groups]
+        scheduler.step()
+    assert rates[0] == rates[79_999] == [1e-3, 2e-3, 2e-3]  # weights, convolution biases, normalization shifts
+    assert rates[80_000] == rates[159_999] == [5e-4, 1e-3, 1e-3]
+    assert rates[160_000] == [2.5e-4, 5e-4, 5e-4]

@@ -1,0 +1,157 @@
+"""The inferer around MONAI's: what reaches the network, and what comes back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SimpleInferer, SlidingWindowInferer, SlidingWindowInfererAdapt
+from torch import nn
+
+from omnet_monai import inferers
+from omnet_monai.inferers import AutocastInferer, default_device, has_bfloat16
+from omnet_monai.networks import OMNet
+
+WINDOW = (16, 16, 8)
+
+
+class Probe(nn.Module):
+    """Stands for a network: keeps what it was called with and returns three fresh channels."""
+
+    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        layout = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+        self.channels_last = x.is_contiguous(memory_format=layout)
+        self.autocast = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
+        self.args, self.kwargs, self.shape = args, kwargs, tuple(x.shape)
+        return x[:, :3] * 2
+
+
+def small_network() -> OMNet:
+    torch.manual_seed(0)
+    return OMNet(class_counts=(4, 4, 2), features=(4, 6, 8, 10)).eval()
+
+
+def image(*spatial: int) -> torch.Tensor:
+    return torch.randn((1, 4, *spatial), generator=torch.Generator().manual_seed(1))
+
+
+def in_channels_last(network: nn.Module):
+    return lambda x: network(x.contiguous(memory_format=torch.channels_last_3d))
+
+
+@pytest.mark.parametrize("spatial", [(16, 12, 8), (16, 12)], ids=["3-D", "2-D"])
+def test_the_network_sees_channels_last_input(spatial: tuple[int, ...]) -> None:
+    probe, x = Probe(), image(*spatial)
+    out = AutocastInferer(SimpleInferer())(x, probe)
+    assert probe.channels_last
+    assert torch.equal(out, x[:, :3] * 2)
+
+
+def test_each_window_reaches_the_network_in_channels_last() -> None:
+    probe = Probe()
+    AutocastInferer(SlidingWindowInferer(WINDOW, sw_batch_size=2))(image(16, 20, 8), probe)
+    assert probe.channels_last
+    assert probe.shape == (2, 4, *WINDOW)
+
+
+def test_further_arguments_reach_the_network() -> None:
+    probe = Probe()
+    AutocastInferer(SimpleInferer())(image(8, 8, 8), probe, "extra", num_tasks=2)
+    assert probe.args == ("extra",)
+    assert probe.kwargs == {"num_tasks": 2}
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3], ids=str)
+def test_the_number_of_tasks_reaches_a_network_in_training(num_tasks: int) -> None:
+    logits = AutocastInferer(SimpleInferer(), amp=False)(image(*WINDOW), small_network().train(), num_tasks=num_tasks)
+    assert [scores.shape[1] for scores in logits] == [4, 4, 2][:num_tasks]
+
+
+@pytest.mark.parametrize(
+    "inferer",
+    [
+        SimpleInferer(),
+        SlidingWindowInferer(WINDOW, 2, overlap=0.25),
+        SlidingWindowInfererAdapt(WINDOW, mode="gaussian"),
+    ],
+    ids=["simple", "sliding window", "adaptive sliding window"],
+)
+@torch.no_grad()
+def test_without_amp_the_result_is_that_of_the_wrapped_inferer(inferer) -> None:
+    network, x = small_network(), image(17, 16, 12)
+    out = AutocastInferer(inferer, amp=False)(x, network)
+    assert torch.equal(out, inferer(x, in_channels_last(network)))
+    torch.testing.assert_close(out, inferer(x, network))
+
+
+@pytest.mark.skipif(not has_bfloat16("cpu"), reason="this CPU does not compute in bfloat16")
+@torch.no_grad()
+def test_with_amp_the_result_is_close() -> None:
+    network, x = small_network(), image(16, 16, 16)
+    plain = AutocastInferer(SimpleInferer(), amp=False)(x, network)
+    mixed = AutocastInferer(SimpleInferer())(x, network)
+    assert not torch.equal(mixed, plain)
+    torch.testing.assert_close(mixed, plain, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("amp", "native", "expected"),
+    [(True, True, torch.bfloat16), (True, False, False), (False, True, False)],
+    ids=["native", "not native", "switched off"],
+)
+def test_autocast_opens_where_it_is_native_and_wanted(monkeypatch, amp: bool, native: bool, expected) -> None:
+    monkeypatch.setattr(inferers, "has_bfloat16", lambda device_type: native)
+    probe = Probe()
+    AutocastInferer(SimpleInferer(), amp)(image(8, 8, 8), probe)
+    assert probe.autocast == expected
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["bfloat16", "float32"])
+@torch.no_grad()
+def test_probabilities_come_back_in_float32(monkeypatch, native: bool) -> None:
+    monkeypatch.setattr(inferers, "has_bfloat16", lambda device_type: native)
+    out = AutocastInferer(SlidingWindowInferer(WINDOW, mode="gaussian"))(image(20, 16, 8), small_network())
+    assert out.dtype == torch.float32
+    assert out.shape == (1, 3, 20, 16, 8)
+    assert out.min() >= 0
+    assert out.max() <= 1 + 1e-6  # the window's weights divide
+
+
+@pytest.mark.parametrize("spatial", [(9, 10, 5), (9, 40, 5), (1, 1, 1)], ids=["all sides", "two sides", "one voxel"])
+@torch.no_grad()
+def test_an_image_smaller_than_a_window_is_segmented_whole(spatial: tuple[int, ...]) -> None:
+    network, x = small_network(), image(*spatial)
+    out = AutocastInferer(SlidingWindowInferer(WINDOW), amp=False)(x, network)
+    assert out.shape == (1, 3, *spatial)
+    assert out.isfinite().all()
+
+
+@torch.no_grad()
+def test_the_input_is_left_alone_and_not_shared() -> None:
+    x = image(*WINDOW)
+    before = x.clone()
+    out = AutocastInferer(SimpleInferer(), amp=False)(x, small_network())
+    out.zero_()
+    assert torch.equal(x, before)
+
+
+@torch.no_grad()
+def test_an_image_with_meta_data_gives_the_same_probabilities() -> None:
+    network, x = small_network(), image(20, 16, 8)
+    inferer = AutocastInferer(SlidingWindowInferer(WINDOW), amp=False)
+    affine = torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0], dtype=torch.float64))
+    out = inferer(MetaTensor(x, affine=affine), network)
+    assert torch.equal(out.as_tensor(), inferer(x, network))
+    assert torch.equal(out.affine, affine)
+
+
+@pytest.mark.parametrize(("available", "expected"), [(True, "cuda"), (False, "cpu")], ids=["a GPU", "no GPU"])
+def test_the_default_device_is_the_gpu_if_there_is_one(monkeypatch, available: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert default_device() == torch.device(expected)
+
+
+def test_a_device_of_another_kind_has_no_bfloat16() -> None:
+    assert not has_bfloat16("mps")
+    assert isinstance(has_bfloat16("cpu"), bool)

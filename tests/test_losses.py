@@ -1,0 +1,196 @@
+"""The loss, by hand on small patches, and which patches count for which task."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from omnet_monai.losses import OMNetLoss
+
+PATCH = (32, 32, 16)  # 16,384 voxels
+EDEMA, NECROSIS, ENHANCING = 2, 1, 3
+
+
+def constant_logits(batch: int, shares: list[float], spatial: tuple[int, ...] = (2, 2, 2)) -> torch.Tensor:
+    """Logits whose softmax is the given shares at every voxel."""
+    logits = torch.tensor(shares).log().reshape(1, -1, *[1] * len(spatial))
+    return logits.expand(batch, -1, *spatial).clone()
+
+
+def label_with(voxels: int, cls: int, spatial: tuple[int, ...] = PATCH) -> torch.Tensor:
+    """A patch with this many voxels of a class, shape ``(1, 1, *spatial)``."""
+    label = torch.zeros(math.prod(spatial), dtype=torch.uint8)
+    label[:voxels] = cls
+    return label.reshape(1, 1, *spatial)
+
+
+def counts(loss: OMNetLoss, task: int, label: torch.Tensor, sampled_for: int) -> bool:
+    (counted,) = loss.counts_for(task, label[:, 0], torch.tensor([sampled_for]))
+    return bool(counted)
+
+
+def test_cross_entropy_of_one_patch_by_hand() -> None:
+    # Two voxels of each class. Shares 1/8, 1/8, 1/4, 1/2: logs 3, 3, 2, 1 times ln 2, their mean 9/4 ln 2.
+    label = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]).reshape(1, 1, 2, 2, 2)
+    logits = [constant_logits(1, [0.125, 0.125, 0.25, 0.5])]
+    loss = OMNetLoss()(logits, {"label": label, "task": torch.tensor([0])})
+    assert loss.item() == pytest.approx(2.25 * math.log(2))
+
+
+def test_the_precise_task_tells_enhancing_from_the_rest() -> None:
+    # Shares 3/4 and 1/4. Two voxels of eight enhance and cost ln 4, the six others, tumor or not, cost ln(4/3).
+    label = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]).reshape(1, 1, 2, 2, 2)
+    logits = [constant_logits(1, [0.25] * 4), constant_logits(1, [0.25] * 4), constant_logits(1, [0.75, 0.25])]
+    criterion = OMNetLoss(transfer=None)
+    criterion(logits, {"label": label, "task": torch.tensor([2])})
+    expected = (2 * math.log(4) + 6 * math.log(4 / 3)) / 8
+    torch.testing.assert_close(criterion.task_losses, torch.tensor([0.0, 0.0, expected]))
+
+
+def test_a_task_averages_over_the_patches_that_count_and_the_loss_adds_the_tasks() -> None:
+    # Patches 0 and 1 count for task 1: background at a share of 1/2 costs ln 2, edema at 1/8 costs 3 ln 2. Patch 2
+    # counts for task 2: at shares of 1/4 it costs 2 ln 2.
+    label = torch.cat([label_with(voxels, EDEMA, (2, 2, 2)) for voxels in (0, 8, 8)])
+    logits = [constant_logits(3, [0.5, 0.25, 0.125, 0.125]), constant_logits(3, [0.25, 0.25, 0.25, 0.25])]
+    criterion = OMNetLoss(transfer=None)
+    loss = criterion(logits, {"label": label, "task": torch.tensor([0, 0, 1])})
+    torch.testing.assert_close(criterion.task_losses, torch.tensor([2.0, 2.0]) * math.log(2))
+    assert loss.item() == pytest.approx(4 * math.log(2))
+
+
+def test_transferred_patches_join_the_mean() -> None:
+    # Both patches are full of edema, so patch 0 of task 1 also trains task 2: the mean of 1 ln 2 and 3 ln 2.
+    label = label_with(8, EDEMA, (2, 2, 2)).repeat(2, 1, 1, 1, 1)
+    refined = torch.cat([constant_logits(1, [0.25, 0.125, 0.5, 0.125]), constant_logits(1, [0.5, 0.25, 0.125, 0.125])])
+    criterion = OMNetLoss()
+    criterion([constant_logits(2, [0.25] * 4), refined], {"label": label, "task": torch.tensor([0, 1])})
+    torch.testing.assert_close(criterion.task_losses, torch.tensor([2.0, 2.0]) * math.log(2))
+
+
+def test_two_dimensional_patches_have_a_loss_too() -> None:
+    label = torch.tensor([0, 1, 2, 3]).reshape(1, 1, 2, 2)
+    logits = [constant_logits(1, [0.125, 0.125, 0.25, 0.5], (2, 2))]
+    assert OMNetLoss()(logits, {"label": label, "task": torch.tensor([0])}).item() == pytest.approx(2.25 * math.log(2))
+
+
+@pytest.mark.parametrize("cls", [EDEMA, NECROSIS, ENHANCING], ids=["edema", "necrosis", "enhancing"])
+def test_a_patch_transfers_to_the_refined_task_from_6553_voxels_of_any_tumor(cls: int) -> None:
+    loss = OMNetLoss()
+    assert counts(loss, 1, label_with(6553, cls), sampled_for=0)
+    assert not counts(loss, 1, label_with(6552, cls), sampled_for=0)
+
+
+@pytest.mark.parametrize("cls", [NECROSIS, ENHANCING], ids=["necrosis", "enhancing"])
+@pytest.mark.parametrize("sampled_for", [0, 1], ids=["coarse patch", "refined patch"])
+def test_a_patch_transfers_to_the_precise_task_from_8192_voxels_of_core(cls: int, sampled_for: int) -> None:
+    loss = OMNetLoss()
+    assert counts(loss, 2, label_with(8192, cls), sampled_for)
+    assert not counts(loss, 2, label_with(8191, cls), sampled_for)
+
+
+def test_edema_is_no_core() -> None:
+    assert not counts(OMNetLoss(), 2, label_with(16384, EDEMA), sampled_for=1)
+
+
+@pytest.mark.parametrize(("task", "sampled_for"), [(0, 1), (0, 2), (1, 2)], ids=["1 from 2", "1 from 3", "2 from 3"])
+def test_nothing_transfers_backwards(task: int, sampled_for: int) -> None:
+    assert not counts(OMNetLoss(), task, label_with(16384, ENHANCING), sampled_for)
+
+
+@pytest.mark.parametrize("task", range(3), ids=["coarse", "refined", "precise"])
+def test_a_patch_always_counts_for_the_task_it_was_sampled_for(task: int) -> None:
+    assert counts(OMNetLoss(), task, label_with(0, EDEMA), sampled_for=task)
+
+
+def test_without_transfer_a_patch_counts_for_its_own_task_alone() -> None:
+    loss = OMNetLoss(transfer=None)
+    full = label_with(16384, ENHANCING)
+    assert [[counts(loss, task, full, own) for task in range(3)] for own in range(3)] == [
+        [True, False, False],
+        [False, True, False],
+        [False, False, True],
+    ]
+
+
+def test_each_patch_of_a_batch_is_judged_by_itself() -> None:
+    label = torch.cat([label_with(n, ENHANCING) for n in (0, 6553, 8192, 0, 16384)])[:, 0]
+    sampled_for = torch.tensor([0, 0, 0, 1, 2])
+    assert OMNetLoss().counts_for(1, label, sampled_for).tolist() == [False, True, True, True, False]
+    assert OMNetLoss().counts_for(2, label, sampled_for).tolist() == [False, False, True, False, True]
+
+
+def test_a_task_without_a_patch_adds_zero_and_a_zero_gradient() -> None:
+    logits = [constant_logits(2, [0.25] * 4).requires_grad_() for _ in range(2)]
+    criterion = OMNetLoss()
+    target = {"label": label_with(0, EDEMA, (2, 2, 2)).repeat(2, 1, 1, 1, 1), "task": torch.tensor([0, 0])}
+    loss = criterion(logits, target)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(4))
+    assert criterion.task_losses[1] == 0
+    assert torch.equal(logits[1].grad, torch.zeros_like(logits[1]))
+    assert logits[0].grad.abs().sum() > 0
+
+
+def test_only_patches_that_count_have_a_gradient() -> None:
+    logits = [constant_logits(2, [0.25] * 4).requires_grad_() for _ in range(2)]
+    label = label_with(0, EDEMA, (2, 2, 2)).repeat(2, 1, 1, 1, 1)
+    OMNetLoss()(logits, {"label": label, "task": torch.tensor([0, 1])}).backward()
+    touched = [[bool(patch.any()) for patch in scores.grad] for scores in logits]
+    assert touched == [[True, False], [False, True]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_logits_give_a_finite_float32_scalar(dtype: torch.dtype) -> None:
+    logits = torch.zeros(1, 4, 2, 2, 2, dtype=dtype)
+    logits[:, 0] = 6e4  # its exponential overflows, and so does its sum over voxels in float16
+    logits.requires_grad_()
+    target = {"label": label_with(4, ENHANCING, (2, 2, 2)), "task": torch.tensor([0])}
+    with torch.autocast("cpu", dtype):
+        loss = OMNetLoss()([logits], target)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.shape == ()
+    # Half of the voxels enhance and cost the distance between the two logits; the other half cost nothing.
+    assert loss.item() == pytest.approx(3e4, rel=0.01)
+    assert logits.grad.isfinite().all()
+
+
+def test_task_losses_are_detached_and_as_many_as_the_active_tasks() -> None:
+    criterion = OMNetLoss()
+    target = {"label": label_with(8, ENHANCING, (2, 2, 2)), "task": torch.tensor([0])}
+    shares = [[0.25] * 4, [0.25] * 4, [0.5, 0.5]]
+    for tasks in (1, 2, 3):
+        loss = criterion([constant_logits(1, s).requires_grad_() for s in shares[:tasks]], target)
+        assert criterion.task_losses.shape == (tasks,)
+        assert not criterion.task_losses.requires_grad
+        torch.testing.assert_close(criterion.task_losses.sum(), loss.detach())
+
+
+def test_labels_with_meta_data_give_the_same_loss() -> None:
+    label = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]).reshape(1, 1, 2, 2, 2)
+    logits, task = [constant_logits(1, [0.125, 0.125, 0.25, 0.5])], torch.tensor([0])
+    plain = OMNetLoss()(logits, {"label": label, "task": task})
+    assert float(OMNetLoss()(logits, {"label": MetaTensor(label), "task": task})) == plain.item()
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 2, 2, 2), (1, 1, 2, 2, 3)], ids=["batch", "spatial"])
+def test_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    target = {"label": torch.zeros(shape), "task": torch.zeros(shape[0])}
+    with pytest.raises(ValueError, match=r"must share a shape, got .*\[1, 2, 2, 2\].* and "):
+        OMNetLoss()([constant_logits(1, [0.25] * 4)], target)
+
+
+@pytest.mark.parametrize("transfer", [(0.4,), (0.4, 0.5, 0.6), (-0.1, 0.5), (0.4, 50)], ids=str)
+def test_transfer_other_than_two_shares_is_refused(transfer: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match=r"transfer must hold two shares in \[0, 1\], got \("):
+        OMNetLoss(transfer)
+
+
+def test_the_ends_of_the_range_of_transfer_are_shares_too() -> None:
+    always, fully = OMNetLoss((0, 0)), OMNetLoss([1, 1])
+    assert counts(always, 1, label_with(0, EDEMA), sampled_for=0)
+    assert counts(fully, 1, label_with(16384, EDEMA), sampled_for=0)
+    assert not counts(fully, 1, label_with(16383, EDEMA), sampled_for=0)
