@@ -142,13 +142,14 @@ def test_only_patches_that_count_have_a_gradient() -> None:
     assert touched == [[True, False], [False, True]]
 
 
+@pytest.mark.parametrize("autocast", [True, False], ids=["under autocast", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_half_precision_logits_give_a_finite_float32_scalar(dtype: torch.dtype) -> None:
+def test_half_precision_logits_give_a_finite_float32_scalar(dtype: torch.dtype, autocast: bool) -> None:
     logits = torch.zeros(1, 4, 2, 2, 2, dtype=dtype)
     logits[:, 0] = 6e4  # its exponential overflows, and so does its sum over voxels in float16
     logits.requires_grad_()
     target = {"label": label_with(4, ENHANCING, (2, 2, 2)), "task": torch.tensor([0])}
-    with torch.autocast("cpu", dtype):
+    with torch.autocast("cpu", dtype, enabled=autocast):
         loss = OMNetLoss()([logits], target)
     loss.backward()
     assert loss.dtype == torch.float32

@@ -12,12 +12,12 @@ import torch
 from monai.bundle import ConfigParser, run
 from monai.utils import set_determinism
 
-from omnet_monai.weights import ModelFile
 from omnet_monai.datalist import read_cases, write_datalist
 from omnet_monai.loading import LoadCased
 from omnet_monai.phantom import write_phantoms
 from omnet_monai.regions import REGIONS
 from omnet_monai.report import format_table, save_overlay
+from omnet_monai.weights import ModelFile
 
 __all__ = ["bundle_root", "demo"]
 

@@ -1,14 +1,16 @@
-"""How the authors' Caffe release trains where torch differs: rates of the biases, running statistics."""
+"""Around the optimizer: gradient clipping, and how the authors' Caffe release trains where torch differs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["CorrectedBatchNorm", "parameter_groups"]
+__all__ = ["CorrectedBatchNorm", "GradientClipping", "parameter_groups"]
 
 
 def parameter_groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -35,6 +37,28 @@ def parameter_groups(network: nn.Module, lr: float, weight_decay: float) -> list
         kind = 2 if id(parameter) in shifts else int(name.endswith("bias"))
         groups[kind]["params"].append(parameter)
     return groups
+
+
+class GradientClipping:
+    """
+    Scale a step's gradients down to a largest norm, taken over all parameters together.
+
+    Args:
+        network: the network to train.
+        max_norm: the largest norm.
+    """
+
+    def __init__(self, network: nn.Module, max_norm: float) -> None:
+        self.network = network
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Clip the gradients that the optimizer is about to use."""
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
 
 
 class CorrectedBatchNorm:
