@@ -151,15 +151,13 @@ def test_each_layer_runs_once_per_pass_and_those_of_inactive_heads_not_at_all(
         layer.register_forward_hook(lambda *_, name=name: runs.update([name]))
     network(normal(2, 4, 16, 16, 8), num_tasks or 1)
     inactive = tuple(f"heads.{task}." for task in range(num_tasks or 3, 3))
-    expected = (
-        {name: 0 if name.startswith(inactive) else 1 for name in layers} if inactive else dict.fromkeys(layers, 1)
-    )
+    expected = {name: 0 if name.startswith(inactive) else 1 for name in layers}
     expected["backbone.pool"] = 3
     assert {name: runs[name] for name in layers} == expected
 
 
 def normed(layer: Convolution, x: torch.Tensor) -> torch.Tensor:
-    conv, norm = layer.conv, layer.adn.N
+    conv, norm = layer.conv, layer[1].N
     deconv = isinstance(conv, nn.ConvTranspose3d)
     x = F.conv_transpose3d(x, conv.weight, conv.bias, 2) if deconv else F.conv3d(x, conv.weight, conv.bias, padding=1)
     shape = (1, -1, 1, 1, 1)
@@ -191,7 +189,7 @@ def test_the_backbone_is_what_the_table_of_layers_says() -> None:
 @torch.no_grad()
 def test_a_residual_block_whose_last_norm_is_zero_is_the_rectified_input() -> None:
     block = FusionResidualBlock(3, 4).eval()
-    nn.init.zeros_(block.conv3.adn.N.weight)
+    nn.init.zeros_(block.conv3[1].N.weight)
     x = normal(1, 4, 4, 4, 4)
     torch.testing.assert_close(block(x), x.relu())
 
