@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+
+from omnet_monai.datalist import write_datalist
+from omnet_monai.phantom import write_phantoms
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +21,14 @@ def data_root() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"OMNET_DATA must name an existing folder, got {folder}")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four small generated cases in two folds, one of them also the test section, with its datalist."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    names = [path.name for path in write_phantoms(folder, cases=4, size=(40, 40, 32))]
+    split = folder / "split.json"
+    split.write_text(json.dumps({"training": names[:3], "test": names[3:]}))
+    write_datalist(folder, folds=3, split=split)
+    return folder

@@ -100,7 +100,8 @@ class Curriculum:
 
 class CurriculumHandler:
     """
-    Drive a curriculum by a trainer's epochs, and mark each change of stage in the log and in TensorBoard.
+    Drive a curriculum by a trainer's epochs; log each epoch's loss per task and each change of stage, also in
+    TensorBoard.
 
     A network whose weights changed between the construction of this handler and the start of the run was given its
     weights (a checkpoint loader, MONAI Label, a federated round): then all tasks are active from the first step,
@@ -159,6 +160,8 @@ class CurriculumHandler:
         means = torch.stack(self.losses).mean(0)
         means = torch.as_tensor(idist.all_reduce(means)) / idist.get_world_size()
         self.curriculum.end_epoch(float(means[-1]))
+        losses = ", ".join(f"{task.name} {mean:.3f}" for task, mean in zip(TASKS, means, strict=False))
+        logger.info(f"Epoch {engine.state.epoch} of {engine.state.max_epochs}: loss {losses}.")
         if self.summary_writer is not None:
             for task, mean in zip(TASKS, means, strict=False):
                 self.summary_writer.add_scalar(f"loss/{task.name}", float(mean), engine.state.epoch)

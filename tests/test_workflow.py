@@ -1,0 +1,257 @@
+"""The real configs, end to end, on tiny generated cases and a tiny network."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import run
+
+from omnet_monai.regions import SEQUENCES
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
+TINY: dict[str, Any] = {
+    "network_def#features": [4, 4, 8, 8],
+    "patch_size": [16, 16, 16],
+    "steps_per_epoch": 2,
+    "cases_per_step": 2,
+    "patches_per_task": 1,
+    "learning_rate": 0.01,
+    "train#trainer#max_epochs": 3,
+    "curriculum#milestones": [1 / 3, 2 / 3],
+    "val_interval": 1,
+}
+IN_THREE_STAGES = ["1 of 3 tasks active (coarse)", "2 of 3 tasks active (coarse, refined)", "3 of 3 tasks active"]
+
+
+def config(*names: str) -> list[str]:
+    return [str(BUNDLE / "configs" / name) for name in names]
+
+
+def where(folder: Path, phantoms: Path) -> dict[str, str]:
+    return {
+        "bundle_root": str(BUNDLE),
+        "meta_file": str(BUNDLE / "configs" / "metadata.json"),
+        "dataset_dir": str(phantoms),
+        "ckpt_dir": str(folder),
+        "run_dir": str(folder / "run"),
+        "output_dir": str(folder / "out"),
+    }
+
+
+def command(folder: Path, phantoms: Path, files: list[str], **overrides: Any) -> list[str]:
+    settings = {**where(folder, phantoms), **TINY, **overrides}
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    return ["-m", "monai.bundle", "run", "--config_file", str(files), *flags]
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    run(config_file=config("train.json"), **where(folder, phantoms), **TINY, fold=0)
+    return folder
+
+
+def test_training_goes_through_three_stages_and_keeps_the_best_network_of_the_last(
+    phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        run(config_file=config("train.json"), **where(tmp_path, phantoms), **TINY, fold=0)
+    stages = [message for message in caplog.messages if "tasks active" in message]
+    assert [expected in stage for expected, stage in zip(IN_THREE_STAGES, stages, strict=True)] == [True] * 3
+    saved = [message for message in caplog.messages if "Best dice_mean" in message]
+    assert len(saved) == 1  # three validations, the last alone with all tasks active
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert state["backbone.encoders.0.0.conv.weight"].dtype == torch.float16
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+def test_evaluation_scores_the_label_maps_it_saves(trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    settings = where(tmp_path, phantoms) | {"ckpt_dir": str(trained)}
+    run(config_file=config("train.json", "evaluate.json"), **settings, **TINY)
+    with open(tmp_path / "out" / "dice.csv", newline="") as file:
+        header, row, mean = list(csv.reader(file))
+    assert header == ["case", "dice_WT", "dice_TC", "dice_ET"]
+    assert row[0] == "phantom_003"
+    assert row[1:] == mean[1:]
+    truth = nib.load(phantoms / "phantom_003" / "phantom_003_seg.nii.gz").get_fdata() > 0
+    pred = nib.load(tmp_path / "out" / "phantom_003_seg.nii.gz").get_fdata() > 0
+    dice = 2 * (truth & pred).sum() / (truth.sum() + pred.sum())
+    assert float(row[1]) == pytest.approx(dice, abs=1e-4)
+    with open(tmp_path / "out" / "evaluations.csv", newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert line["scores"].startswith("phantom_003 ")
+
+
+def test_inference_writes_label_maps_on_the_grid_of_the_input(trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    settings = where(tmp_path, phantoms) | {"checkpoint_path": str(trained / "model.pt")}
+    tiny = {key: TINY[key] for key in ("network_def#features", "patch_size")}
+    run(config_file=config("inference.json"), workflow_type="infer", **settings, **tiny)
+    saved = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in saved] == [f"phantom_{i:03}_seg.nii.gz" for i in range(4)]
+    image = nib.load(phantoms / "phantom_000" / "phantom_000_t1.nii.gz")
+    label = nib.load(saved[0])
+    assert label.get_data_dtype() == np.uint8
+    assert label.shape == image.shape
+    np.testing.assert_allclose(label.affine, image.affine)
+    assert set(np.unique(label.dataobj)) <= {0, 1, 2, 3}
+
+
+def test_an_image_smaller_than_a_window_is_segmented(trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    settings = where(tmp_path, phantoms) | {"checkpoint_path": str(trained / "model.pt")}
+    tiny = {"network_def#features": TINY["network_def#features"], "patch_size": [64, 48, 16]}
+    run(config_file=config("inference.json"), workflow_type="infer", **settings, **tiny)
+    assert nib.load(tmp_path / "out" / "phantom_000_seg.nii.gz").shape == (40, 40, 32)
+
+
+def test_other_axes_and_spacings_come_back_on_their_own_grid(trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    case = tmp_path / "cases" / "turned"
+    case.mkdir(parents=True)
+    for sequence in ("t1", "t1ce", "t2", "flair"):
+        image = nib.load(phantoms / "phantom_000" / f"phantom_000_{sequence}.nii.gz")
+        turned = nib.as_closest_canonical(image).get_fdata().transpose(2, 0, 1)[:, ::-1][:, :, ::2]
+        affine = np.array([[0, -1, 0, 0], [0, 0, 2, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
+        nib.save(nib.Nifti1Image(turned.astype(np.int16), affine), case / f"turned_{sequence}.nii.gz")
+    settings = where(tmp_path, case.parent) | {"checkpoint_path": str(trained / "model.pt")}
+    tiny = {key: TINY[key] for key in ("network_def#features", "patch_size")}
+    run(config_file=config("inference.json"), workflow_type="infer", **settings, **tiny)
+    label = nib.load(tmp_path / "out" / "turned_seg.nii.gz")
+    assert label.shape == (32, 40, 20)
+    np.testing.assert_allclose(label.affine, affine)
+
+
+def test_weights_of_another_network_are_named_and_nothing_is_written(
+    trained: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    settings = where(tmp_path, phantoms) | {"checkpoint_path": str(trained / "model.pt")}
+    with pytest.raises(ValueError, match="belong to another network: .*has shape"):
+        run(config_file=config("inference.json"), workflow_type="infer", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_given_weights_start_with_all_tasks(
+    trained: Path, phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        weights = str(trained / "model.pt")
+        run(config_file=config("train.json"), **where(tmp_path, phantoms), **TINY, weights=weights)
+    assert [message for message in caplog.messages if "tasks active (" in message] == [
+        "Curriculum: 3 of 3 tasks active (coarse, refined, precise), epoch 1."
+    ]
+    assert (tmp_path / "model.pt").is_file()  # without validation the last network is kept
+
+
+@pytest.mark.parametrize("variant", ["no_attention", "se", "no_transfer", "no_curriculum"])
+def test_variants_train(variant: str, phantoms: Path, tmp_path: Path) -> None:
+    settings = {**TINY, "train#trainer#max_epochs": 3}
+    if variant == "no_curriculum":
+        del settings["curriculum#milestones"]
+    run(config_file=config("train.json", f"{variant}.json"), **where(tmp_path, phantoms), **settings)
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_fifty_steps_of_the_papers_recipe_run(phantoms: Path, tmp_path: Path) -> None:
+    tiny = {"network_def#features": [4, 4, 8, 8], "steps_per_epoch": 50, "train#trainer#max_epochs": 1}
+    small = {"patch_size": [8, 8, 8]}
+    run(config_file=config("train.json", "paper.json"), **where(tmp_path, phantoms), **tiny, **small)
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["network"].values())
+
+
+def test_two_processes_train_through_the_three_stages(phantoms: Path, tmp_path: Path) -> None:
+    files = config("train.json", "multi_gpu_train.json")
+    logging = str(BUNDLE / "configs" / "logging.conf")
+    words = command(tmp_path, phantoms, files, backend="gloo", logging_file=logging)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*torchrun, *words], capture_output=True, text=True, env=_one_thread(), timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for stage in IN_THREE_STAGES:
+        assert stage in done.stdout + done.stderr
+    assert (tmp_path / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    workers: int, phantoms: Path, tmp_path: Path
+) -> None:
+    _compare_killed_with_uninterrupted(workers, kills=1, phantoms=phantoms, folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
+def test_ten_kills_at_random_times_change_no_bit(workers: int, phantoms: Path, tmp_path: Path) -> None:
+    _compare_killed_with_uninterrupted(workers, kills=10, phantoms=phantoms, folder=tmp_path)
+
+
+def _compare_killed_with_uninterrupted(workers: int, kills: int, phantoms: Path, folder: Path) -> None:
+    length = {"train#trainer#max_epochs": 12, "num_workers": workers, "steps_per_epoch": 3}
+
+    def start(name: str) -> subprocess.Popen:
+        words = command(folder / name, phantoms, config("train.json"), **length)
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", *words],
+            env=_one_thread(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def first_checkpoint(name: str, process: subprocess.Popen) -> None:
+        while not (folder / name / "run" / "checkpoint.pt").exists() and process.poll() is None:
+            time.sleep(0.05)
+
+    whole = start("whole")
+    first_checkpoint("whole", whole)
+    began = time.monotonic()
+    assert whole.wait() == 0
+    span = time.monotonic() - began
+
+    draw = random.Random(workers)
+    for kill in range(kills):
+        name = f"killed{kill}"
+        process = start(name)
+        first_checkpoint(name, process)
+        time.sleep(draw.uniform(0, 0.8 * span))
+        unfinished = process.poll() is None
+        if unfinished:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert start(name).wait() == 0
+        for file in ("model.pt", "run/checkpoint.pt"):
+            expected, got = (torch.load(folder / n / file, weights_only=True) for n in ("whole", name))
+            assert _equal(expected, got), f"{file} after kill {kill}"
+        print(f"kill {kill}, {workers} workers: {'interrupted' if unfinished else 'had finished'}, equal bit for bit")
+        assert not list((folder / name).rglob(".*.pt.*")) or unfinished  # a kill may leave a temporary file, no other
+        shutil.rmtree(folder / name)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    return len(a) == len(b) and all(map(_equal, a, b)) if isinstance(a, (list, tuple)) else a == b
+
+
+def _one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_the_input_has_as_many_channels_as_there_are_sequences() -> None:
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(config("train.json"))
+    assert parser["network_def"]["in_channels"] == len(SEQUENCES)
