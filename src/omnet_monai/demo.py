@@ -107,7 +107,7 @@ def _evaluate(
         return {case: [float(value) for value in values] for case, *values in list(csv.reader(file))[1:]}
 
 
-def _draw(case: dict[str, Any], segmented: Path) -> Path:
+def _draw(case: dict[Any, Any], segmented: Path) -> Path:
     loaded = LoadCased()(case)
     pred = LoadCased()({**case, "label": str(segmented / f"{case['case']}_seg.nii.gz"), "scheme": "brats2023"})
     path = segmented / f"{case['case']}.png"

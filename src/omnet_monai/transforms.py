@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.config import KeysCollection, NdarrayOrTensor, PathLike
+from monai.data import MetaTensor, NibabelWriter
 from monai.transforms import MapTransform, Randomizable, SpatialPad
 
 from omnet_monai.regions import (
@@ -21,7 +23,7 @@ from omnet_monai.regions import (
     regions_from_classes,
 )
 
-__all__ = ["LabelsToRegionsd", "RandCropByTaskd", "RegionsToLabelsd", "case_name", "nonzero"]
+__all__ = ["LabelMapWriter", "LabelsToRegionsd", "RandCropByTaskd", "RegionsToLabelsd", "case_name", "nonzero"]
 
 
 class RandCropByTaskd(Randomizable):
@@ -62,7 +64,11 @@ class RandCropByTaskd(Randomizable):
             task = max(task for task in range(wanted + 1) if len(centers[task]) or not task)
             for _ in range(self.num_samples):
                 window = (slice(None), *self._window_around(centers[task], label.shape[1:]))
-                cut = {self.image_key: image[window].clone(), self.label_key: label[window].clone(), "task": task}
+                cut: dict[Hashable, Any] = {
+                    self.image_key: image[window].clone(),
+                    self.label_key: label[window].clone(),
+                    "task": task,
+                }
                 patches.append(cut)
         return patches
 
@@ -120,6 +126,31 @@ class LabelsToRegionsd(MapTransform):
         for key in self.key_iterator(result):
             result[key] = regions_from_classes(classes_from_codes(result[key], self.scheme))
         return result
+
+
+class LabelMapWriter(NibabelWriter):
+    """
+    Write NIfTI files for ``SaveImaged``, whole or not at all, and never resampled.
+
+    Even asked not to resample, MONAI 1.6.1 compares grids, takes the volume for a 2-D image in doing so, and fails
+    where the first two axes of the affine alone are singular.
+    """
+
+    @classmethod
+    def resample_if_needed(
+        cls, data_array: NdarrayOrTensor, affine: NdarrayOrTensor | None = None, *args: Any, **kwargs: Any
+    ) -> tuple[NdarrayOrTensor, NdarrayOrTensor | None]:
+        """Leave the label map on the grid it is on."""
+        return data_array, affine
+
+    def write(self, filename: PathLike, *args: Any, **kwargs: Any) -> None:
+        """Write to a temporary file beside ``filename`` and rename it."""
+        temporary = Path(filename).with_name(f".{Path(filename).name}")
+        try:
+            super().write(temporary, *args, **kwargs)
+            os.replace(temporary, filename)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def nonzero(image: torch.Tensor) -> torch.Tensor:
