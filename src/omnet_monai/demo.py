@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser, run
-from monai.utils import set_determinism
 
 from omnet_monai.datalist import read_cases, write_datalist
 from omnet_monai.loading import LoadCased
@@ -23,57 +22,49 @@ __all__ = ["bundle_root", "demo"]
 
 
 def demo(
-    directory: str = "quickstart", seed: int = 0, training: int = 12, test: int = 4, bundle: str | None = None
+    directory: str = "quickstart", seed: int = 0, training: int = 12, test: int = 4, bundle: str = "", **overrides: Any
 ) -> None:
     """
     Run the whole of OM-Net on generated cases in a few minutes, and print Dice per region on held-out cases.
 
     Args:
-        directory: folder for the cases, the weights, the label maps and the pictures.
+        directory: folder for the cases, the weights, the label maps and the picture.
         seed: seed of the cases and of the training.
         training: number of cases to train on.
         test: number of held-out cases.
-        bundle: root of the bundle whose configs are run, the one beside this package by default.
+        bundle: root of the bundle whose configs are run, by default the one beside this package.
+        overrides: config ids to override, as for ``monai.bundle run``.
     """
     start, root, out = time.monotonic(), bundle_root(bundle), Path(directory)
-    _say(f"1 of 4: generating {training + test} cases in {out / 'cases'}")
-    names = [path.name for path in write_phantoms(out / "cases", training + test, seed)]
-    split = out / "cases" / "split.json"
-    split.write_text(json.dumps({"training": names[test:], "test": names[:test]}))
-    datalist = write_datalist(out / "cases", folds=2, split=split)
-
-    overrides: dict[str, Any] = {
-        "bundle_root": str(root),
-        "datalist": str(datalist),
-        "run_dir": str(out / "run"),
-        "ckpt_dir": str(out / "models"),
-        "seed": seed,
-        "logging_file": str(root / "configs" / "logging.conf"),
-        "meta_file": str(root / "configs" / "metadata.json"),
-    }
     recipe = [str(root / "configs" / name) for name in ("train.json", "demo.json")]
+
+    _say(f"1 of 4: generating {training + test} cases")
+    datalist = _generate(out / "cases", training, test, seed)
+    settings = {
+        "meta_file": str(root / "configs" / "metadata.json"),
+        "logging_file": str(root / "configs" / "logging.conf"),
+        "datalist": str(datalist),
+        "ckpt_dir": str(out / "models"),
+        "run_dir": str(out / "run"),
+        "seed": seed,
+        **overrides,
+    }
     _say("2 of 4: scoring an untrained network")
-    _save_untrained(recipe, out / "models" / "untrained.pt", seed)
-    untrained = _evaluate(recipe, root, overrides, out / "untrained", out / "models" / "untrained.pt")
+    _save_untrained(recipe, settings, out / "models" / "untrained.pt")
+    untrained = _evaluate(recipe, settings, out / "models" / "untrained.pt", out / "untrained")
     _say("3 of 4: training through the three stages")
-    set_determinism(seed)
-    run(config_file=recipe, **overrides)
+    run(config_file=recipe, **settings)
     _say("4 of 4: segmenting and scoring the held-out cases")
-    trained = _evaluate(recipe, root, overrides, out / "segmented", out / "models" / "model.pt")
+    trained = _evaluate(recipe, settings, out / "models" / "model.pt", out / "segmented")
 
-    header = [
-        "held-out case",
-        *(f"{region} untrained" for region in REGIONS),
-        *(f"{region} trained" for region in REGIONS),
-    ]
-    rows: list[list[str | float]] = [[case, *untrained[case], *trained[case]] for case in trained]
     picture = _draw(read_cases(datalist, "test")[0], out / "segmented")
-    print(f"\nDice per region\n{format_table(header, rows)}\n")
-    print(f"label maps: {out / 'segmented'}\npicture:    {picture}\nweights:    {out / 'models' / 'model.pt'}")
-    print(f"done in {time.monotonic() - start:.0f} s")
+    header = ["Dice", *(f"{region} {network}" for network in ("untrained", "trained") for region in REGIONS)]
+    rows: list[list[str | float]] = [[case, *untrained[case], *trained[case]] for case in trained]
+    print(f"\n{format_table(header, rows)}\n\nlabel maps: {out / 'segmented'}\npicture:    {picture}")
+    print(f"weights:    {out / 'models' / 'model.pt'}\ndone in {time.monotonic() - start:.0f} s")
 
 
-def bundle_root(bundle: str | None = None) -> Path:
+def bundle_root(bundle: str = "") -> Path:
     """
     Return the root of the bundle: the given one, or the one that lies beside this package's source.
 
@@ -90,27 +81,34 @@ def _say(text: str) -> None:
     print(f"\n=== {text}", flush=True)
 
 
-def _save_untrained(recipe: list[str], path: Path, seed: int) -> None:
-    torch.manual_seed(seed)
+def _generate(folder: Path, training: int, test: int, seed: int) -> Path:
+    """Write the cases, the first of them for the test, and return their datalist."""
+    names = [path.name for path in write_phantoms(folder, training + test, seed)]
+    split = folder / "split.json"
+    split.write_text(json.dumps({"training": names[test:], "test": names[:test]}))
+    return write_datalist(folder, folds=min(5, training), split=split)
+
+
+def _save_untrained(recipe: list[str], settings: dict[str, Any], path: Path) -> None:
     parser = ConfigParser()
     parser.read_config(recipe)
+    parser.update({key: value for key, value in settings.items() if key.split("#")[0] in parser})
+    torch.manual_seed(settings["seed"])
     ModelFile(path, parser.get_parsed_content("network_def")).save()
 
 
-def _evaluate(
-    recipe: list[str], root: Path, overrides: dict[str, Any], out: Path, weights: Path
-) -> dict[str, list[float]]:
+def _evaluate(recipe: list[str], settings: dict[str, Any], weights: Path, out: Path) -> dict[str, list[float]]:
     """Run the evaluation config and return Dice of WT, TC, ET by case, the mean last."""
-    files = [*recipe, str(root / "configs" / "evaluate.json")]
-    run(config_file=files, output_dir=str(out), checkpoint_path=str(weights), **overrides)
+    evaluate = [*recipe, str(Path(recipe[0]).with_name("evaluate.json"))]
+    run(config_file=evaluate, checkpoint_path=str(weights), output_dir=str(out), **settings)
     with open(out / "dice.csv", newline="", encoding="utf-8") as file:
         return {case: [float(value) for value in values] for case, *values in list(csv.reader(file))[1:]}
 
 
 def _draw(case: dict[Any, Any], segmented: Path) -> Path:
-    loaded = LoadCased()(case)
-    pred = LoadCased()({**case, "label": str(segmented / f"{case['case']}_seg.nii.gz"), "scheme": "brats2023"})
+    truth, load = LoadCased()(case), LoadCased(scheme="brats2023")
+    saved = load({"image": case["image"], "label": str(segmented / f"{case['case']}_seg.nii.gz")})
     path = segmented / f"{case['case']}.png"
     title = f"{case['case']}: WT yellow, TC red, ET blue; dashed: truth"
-    save_overlay(loaded["image"], pred["label"], path, truth=loaded["label"], title=title)
+    save_overlay(truth["image"], saved["label"], path, truth=truth["label"], title=title)
     return path

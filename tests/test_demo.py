@@ -1,0 +1,51 @@
+"""The first run and the command line around it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omnet_monai import demo as demo_module
+from omnet_monai.demo import bundle_root, demo
+
+
+def test_the_first_run_leaves_scores_label_maps_a_picture_and_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = demo_module.write_phantoms
+    monkeypatch.setattr(demo_module, "write_phantoms", lambda *args: whole(*args, size=(40, 40, 32)))
+    tiny = {"steps_per_epoch": 1, "cases_per_step": 1, "train#trainer#max_epochs": 3, "patch_size": [16, 16, 16]}
+    demo(str(tmp_path), training=2, test=1, **tiny)
+    printed = capsys.readouterr().out
+    header, case, mean = [x for x in printed.splitlines() if x.startswith(("Dice", "phantom", "mean"))][-3:]
+    assert header.split()[:3] == ["Dice", "WT", "untrained"]
+    assert case.split()[0] == "phantom_000"
+    assert mean.split()[1:] == case.split()[1:]  # of one case
+    for file in ("segmented/phantom_000_seg.nii.gz", "segmented/phantom_000.png", "models/model.pt"):
+        assert (tmp_path / file).is_file(), file
+
+
+def test_a_folder_without_configs_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must hold configs/train\.json, got .*; name it with --bundle"):
+        bundle_root(str(tmp_path))
+
+
+def test_the_users_mistake_is_one_line_on_stderr_and_exit_status_1(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "omnet_monai", "datalist", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert str(tmp_path) in line
+
+
+def test_the_phantom_verb_writes_cases_and_their_datalist(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "omnet_monai", "phantom", str(tmp_path), "--cases", "2", "--size", "32,32,24"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "datalist.json").is_file()
+    assert (tmp_path / "phantom_001" / "phantom_001_flair.nii.gz").is_file()

@@ -1,0 +1,66 @@
+"""The commands that the documentation tells a user to run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY_TRAINING = (
+    "--network_def#features [2,2,4,4] --patch_size [16,16,16] --steps_per_epoch 1 --cases_per_step 1"
+    " --patches_per_task 1 --train#trainer#max_epochs 3 --val_interval 3"
+)
+TINY_INFERENCE = "--network_def#features [2,2,4,4] --patch_size [16,16,16]"
+
+
+def commands(page: Path) -> list[str]:
+    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def bundle(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the bundle's configs, with a folder CASES of generated cases without a datalist."""
+    folder = tmp_path_factory.mktemp("docs") / "bundle"
+    shutil.copytree(ROOT / "bundle" / "configs", folder / "configs")
+    for case in phantoms.iterdir():
+        if case.is_dir():
+            shutil.copytree(case, folder / "CASES" / case.name)
+    return folder
+
+
+def test_every_command_of_the_page_on_own_cases_runs_in_its_order(bundle: Path) -> None:
+    for command in commands(ROOT / "bundle" / "docs" / "own_cases.md"):
+        if "--folds" in command:
+            command = command.replace("--folds 5", "--folds 2")
+        if "--weights models/model.pt" in command:
+            command = command.replace("models/model.pt", "trained/model.pt")
+        if "inference.json" in command:
+            command += f" {TINY_INFERENCE}"
+        elif "train.json" in command:
+            command += f" {TINY_TRAINING}"
+        words = shlex.split(command)
+        words = [sys.executable, "-m", "torch.distributed.run", *words[1:]] if words[0] == "torchrun" else words
+        words = [sys.executable, *words[1:]] if words[0] == "python" else words
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, cwd=bundle, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stderr[-1500:]}"
+    for file in ("trained/model.pt", "trained0/model.pt", "tuned/model.pt", "trained2/model.pt", "scored/dice.csv"):
+        assert (bundle / file).is_file(), file
+    assert len(list((bundle / "segmented").glob("*_seg.nii.gz"))) == 4
+
+
+def test_every_file_and_config_that_the_pages_name_exists() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "bundle" / "docs").glob("*.md")):
+        text = page.read_text()
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for name in re.findall(r"`(\w+\.json)`", text):
+            assert name in ("datalist.json", "split.json") or (ROOT / "bundle" / "configs" / name).is_file(), name

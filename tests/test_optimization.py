@@ -1,0 +1,54 @@
+"""Gradient clipping and the release's way of training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from omnet_monai.networks import OMNet
+from omnet_monai.optimization import CorrectedBatchNorm, GradientClipping, parameter_groups
+
+
+def test_biases_learn_twice_as_fast_and_those_of_convolutions_do_not_decay() -> None:
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+    weights, conv_biases, shifts = parameter_groups(network, lr=0.5, weight_decay=0.25)
+    assert [p is q for p, q in zip(weights["params"], [network[0].weight, network[1].weight], strict=True)] == [
+        True
+    ] * 2
+    assert conv_biases["params"][0] is network[0].bias
+    assert shifts["params"][0] is network[1].bias
+    assert [group["lr"] for group in (weights, conv_biases, shifts)] == [0.5, 1.0, 1.0]
+    assert [group["weight_decay"] for group in (weights, conv_biases, shifts)] == [0.25, 0.0, 0.25]
+
+
+def test_every_parameter_is_in_one_group() -> None:
+    network = OMNet(features=(2, 2, 2, 2), class_counts=(4, 4, 2))
+    grouped = [p for group in parameter_groups(network, 0.1, 0.1) for p in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(network.parameters()))
+
+
+def test_running_statistics_are_the_corrected_average_that_caffe_keeps() -> None:
+    # With decay 0.5 the batch means 1, 2, 4 weigh 1/4, 1/2 and 1, over their sum 7/4: (1/4 + 1 + 4) / (7/4) = 3.
+    network = nn.Sequential(nn.BatchNorm1d(1))
+    handler = CorrectedBatchNorm(network, decay=0.5)
+    engine = Engine(lambda engine, batch: network(batch))
+    handler.attach(engine)
+    engine.run([torch.tensor([[mean - 1.0], [mean + 1.0]]) for mean in (1.0, 2.0, 4.0)])
+    assert network[0].running_mean.item() == pytest.approx(3.0)
+
+
+def test_gradients_are_scaled_down_to_the_largest_norm_together() -> None:
+    network = nn.Linear(1, 1)
+    network.weight.grad, network.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])  # norm 5
+    GradientClipping(network, max_norm=1.0)(None)
+    torch.testing.assert_close(network.weight.grad, torch.tensor([[0.6]]))
+    torch.testing.assert_close(network.bias.grad, torch.tensor([0.8]))
+
+
+def test_smaller_gradients_stay_as_they_are() -> None:
+    network = nn.Linear(1, 1)
+    network.weight.grad, network.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
+    GradientClipping(network, max_norm=6.0)(None)
+    assert network.weight.grad.item() == 3.0
