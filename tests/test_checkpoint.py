@@ -22,7 +22,6 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandFlipd, RandScaleIntensityd, RandStdShiftIntensityd
 from torch import nn
 
-from omnet_monai import weights
 from omnet_monai.checkpoint import RunCheckpoint, SaveCheckpoint
 from omnet_monai.curriculum import Curriculum, CurriculumHandler, PrepareTaskBatch
 from omnet_monai.inferers import AutocastInferer
@@ -32,7 +31,7 @@ from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS
 from omnet_monai.report import CaseTable
 from omnet_monai.sampling import EpochDataset, EpochSeedHandler
 from omnet_monai.transforms import LabelsToRegionsd, RandCropByTaskd, RegionsToLabelsd
-from omnet_monai.weights import ModelFile, SaveBest, SaveLast, WeightsLoader, load_weights, save_atomically
+from omnet_monai.weights import ModelFile, SaveBest, SaveLast, StrictCheckpointLoader, load_weights
 
 # Two workers are meant, also where there is one core.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
@@ -56,29 +55,6 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, (list, tuple)):
         return len(first) == len(second) and all(map(same, first, second))
     return bool(first == second)
-
-
-def break_off(content: Any, path: Path) -> None:
-    path.write_bytes(b"half a fi")
-    raise OSError("no space left on device")
-
-
-def test_a_file_is_written_with_its_folder_and_without_traces(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "file.pt"
-    for number in (1, 2):
-        save_atomically({"number": number}, path)
-        assert torch.load(path, weights_only=True) == {"number": number}
-        assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_write_that_fails_midway_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file.pt"
-    save_atomically({"number": 1}, path)
-    monkeypatch.setattr(weights.torch, "save", break_off)
-    with pytest.raises(OSError, match="no space left"):
-        save_atomically({"number": 2}, path)
-    assert torch.load(path, weights_only=True) == {"number": 1}
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def rename(state: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +139,7 @@ def test_weights_are_loaded_when_an_engine_starts(tmp_path: Path, caplog: pytest
     torch.save(make_network(seed=1).state_dict(), tmp_path / "model.pt")
     network = make_network()
     engine = Engine(lambda engine, batch: None)
-    WeightsLoader(tmp_path / "model.pt", network).attach(engine)
+    StrictCheckpointLoader(tmp_path / "model.pt", network).attach(engine)
     assert same(make_network().state_dict(), network.state_dict())
     engine.run([0])
     assert same(make_network(seed=1).state_dict(), network.state_dict())
@@ -280,7 +256,7 @@ def test_a_resumed_run_goes_on_with_everything(tmp_path: Path, caplog: pytest.Lo
     assert all(entry["momentum_buffer"].any() for entry in new.parts["optimizer"].state.values())
     rate = 0.1 * 0.5 * (1 + np.cos(np.pi * (3 - 2) / (20 - 2)))
     assert new.parts["optimizer"].param_groups[0]["lr"] == pytest.approx(rate)
-    assert new.parts["curriculum"].restored
+    assert new.parts["curriculum"].staged
     assert new.parts["curriculum"].state_dict() == {"num_tasks": 2, "best_loss": 0.5, "stale_epochs": 1}
     assert new.parts["model_file"].best_metric == 0.2
 
@@ -312,7 +288,7 @@ def test_another_run_is_not_taken_up_and_weights_are_loaded_instead(
     new.checkpoint.start(new.trainer, handlers, str(tmp_path / "start.pt") if given else None)
     assert same((start if given else fresh.network).state_dict(), new.network.state_dict())
     assert (new.trainer.state.epoch, new.trainer.state.iteration) == (0, 0)
-    assert not new.parts["curriculum"].restored
+    assert new.parts["curriculum"].staged == (not given and not brings_weights)
     assert new.parts["model_file"].best_metric == -np.inf
     assert same(states(fresh)["optimizer"], states(new)["optimizer"])
 
@@ -402,7 +378,7 @@ def make_training(folder: Path, num_workers: int, seed: int) -> SimpleNamespace:
         prepare_batch=PrepareTaskBatch(curriculum),
         train_handlers=[
             EpochSeedHandler(patches),
-            CurriculumHandler(curriculum, network, loss_function),
+            CurriculumHandler(curriculum, loss_function),
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
             ValidationHandler(interval=1, validator=evaluator),
             SaveLast(model_file),

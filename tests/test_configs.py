@@ -57,15 +57,16 @@ def test_no_expression_has_a_branch_or_logic_of_its_own(path: Path) -> None:
 @pytest.mark.parametrize("names", STACKS.values(), ids=STACKS)
 def test_every_import_is_used_and_every_reference_exists(names: list[str]) -> None:
     parser = read(*names)
-    texts = [text for text in strings(parser.get()) if not re.match(r"\$(import|from) ", text)]
-    for statement in parser["imports"]:
+    # evaluate.json is what needs the saver's names; it stands on the imports of train.json.
+    texts = strings(parser.get()) + (
+        strings(json.loads((CONFIGS / "evaluate.json").read_text())) if len(names) == 1 else []
+    )
+    texts = [text for text in texts if not re.match(r"\$(import|from) ", text)]
+    own = json.loads((CONFIGS / names[-1]).read_text())
+    for statement in own.get("imports", []) + own.get("+imports", []):
         name = statement.split()[-1]
-        if names[-1] not in ("inference.json", "train.json", "evaluate.json"):
-            continue  # an override file may make an import of train.json idle
-        # evaluate.json is what needs the saver's names; it stands on the imports of train.json.
-        later = strings(read("train.json", "evaluate.json").get()) if names == ["train.json"] else []
-        assert any(re.search(rf"\b{name}\b", text) for text in texts + later if text.startswith("$")), statement
-    for text in texts:
+        assert any(re.search(rf"\b{name}\b", text) for text in texts if text.startswith("$")), statement
+    for text in strings(parser.get()):
         for reference in re.findall(r"@([\w#]+)", text):
             assert reference in parser, f"{reference} in {text}"
 
@@ -153,6 +154,8 @@ def test_initializing_touches_neither_data_nor_weights(tmp_path: Path) -> None:
         checkpoint_path=str(tmp_path / "absent.pt"),
     )
     workflow.initialize()
+    for name in ("network_def", "preprocessing", "inferer", "postprocessing"):
+        assert workflow.parser.get_parsed_content(name) is not None
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["from the bundle root", "from elsewhere"])
@@ -165,7 +168,9 @@ def test_the_network_takes_and_gives_what_the_metadata_says(
     )
 
 
-def test_the_network_exports_to_torchscript(tmp_path: Path) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["from the bundle root", "from elsewhere"])
+def test_the_network_exports_to_torchscript(elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path if elsewhere else CONFIGS.parent)
     network = read("inference.json").get_parsed_content("network_def")
     torch.save(network.state_dict(), tmp_path / "model.pt")
     ckpt_export(
@@ -197,6 +202,8 @@ def test_the_papers_learning_rate_halves_every_80000_steps() -> None:
     optimizer, scheduler = parser.get_parsed_content("optimizer"), parser.get_parsed_content("lr_scheduler")
     assert parser["train"]["trainer"]["max_epochs"] * parser["steps_per_epoch"] == 400_000
     assert parser["cases_per_step"] * parser["patches_per_task"] == 20
+    assert parser["max_gradient_norm"] is None
+    assert parser["amp"] is False
     assert [group["momentum"] for group in optimizer.param_groups] == [0.99] * 3
     assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0.0, 5e-4]
     rates = {}

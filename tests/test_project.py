@@ -17,7 +17,7 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 
 # A module imports only what stands before it, reading this table like a page: lower layers, then to its left.
 LAYERS = (
-    "regions",
+    "regions files",
     "networks.blocks layouts losses transforms loading sampling metrics datalist phantom inferers optimization",
     "networks.nets networks curriculum weights checkpoint",
     "report bundle benchmark demo __main__",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +19,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import run
+from monai.bundle import ConfigParser, run
+from monai.data import MetaTensor
 
+from omnet_monai.datalist import read_cases
+from omnet_monai.networks import OMNet
 from omnet_monai.regions import SEQUENCES
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -156,11 +161,41 @@ def test_given_weights_start_with_all_tasks(
 
 
 @pytest.mark.parametrize("variant", ["no_attention", "se", "no_transfer", "no_curriculum"])
-def test_variants_train(variant: str, phantoms: Path, tmp_path: Path) -> None:
-    settings = {**TINY, "train#trainer#max_epochs": 3}
-    if variant == "no_curriculum":
-        del settings["curriculum#milestones"]
-    run(config_file=config("train.json", f"{variant}.json"), **where(tmp_path, phantoms), **settings)
+def test_variants_train_what_their_names_say(
+    variant: str, phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {key: value for key, value in TINY.items() if key != "curriculum#milestones"}
+    with caplog.at_level("INFO"):
+        run(config_file=config("train.json", f"{variant}.json"), **where(tmp_path, phantoms), **settings)
+    stages = [message for message in caplog.messages if "tasks active" in message]
+    assert len(stages) == (1 if variant == "no_curriculum" else 3)
+    names = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert any(".segmentation." in name for name in names) == (variant not in ("no_attention", "se"))
+    assert any(".attention." in name for name in names) == (variant == "se")
+
+
+def test_monai_label_trains_from_the_weights_it_loads(
+    trained: Path, phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The overrides of its server: cases with image and label alone, its loader first, no validation cases."""
+    cases = read_cases(phantoms / "datalist.json")
+    loader = {
+        "_target_": "CheckpointLoader",
+        "load_path": str(trained / "model.pt"),
+        "load_dict": {"model": "@network"},
+    }
+    overrides = {
+        "train#dataset#data": [{"image": case["image"], "label": case["label"]} for case in cases],
+        "validate#dataset#data": [],
+        "train#handlers": [loader, *json.loads((BUNDLE / "configs" / "train.json").read_text())["train"]["handlers"]],
+        "device": "cpu",
+    }
+    (tmp_path / "run").mkdir()
+    shutil.copy(trained / "run" / "checkpoint.pt", tmp_path / "run")  # an old run's, which must not be taken up
+    with caplog.at_level("INFO"):
+        run(config_file=config("train.json"), **where(tmp_path, phantoms), **TINY, **overrides)
+    stages = [message for message in caplog.messages if "tasks active" in message]
+    assert stages == ["Curriculum: 3 of 3 tasks active (coarse, refined, precise), epoch 1."]
     assert (tmp_path / "model.pt").is_file()
 
 
@@ -170,6 +205,48 @@ def test_fifty_steps_of_the_papers_recipe_run(phantoms: Path, tmp_path: Path) ->
     run(config_file=config("train.json", "paper.json"), **where(tmp_path, phantoms), **tiny, **small)
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in state["network"].values())
+    momentum = [entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()]
+    assert len(momentum) == len(list(OMNet(class_counts=(5, 5, 2), features=(2, 2, 2, 2)).parameters()))
+    assert state["network"]["backbone.encoders.0.0.adn.N.num_batches_tracked"] == 50
+
+
+def test_what_cannot_be_scored_is_named(trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    settings = where(tmp_path, phantoms) | {"ckpt_dir": str(trained)}
+    datalist = json.loads((phantoms / "datalist.json").read_text())
+    for case in datalist["test"]:
+        del case["label"]
+    (tmp_path / "unlabeled.json").write_text(json.dumps(datalist))
+    (tmp_path / "empty.json").write_text(json.dumps(datalist | {"test": []}))
+    files = config("train.json", "evaluate.json")
+    for name, message in (("unlabeled", "must have a label, phantom_003"), ("empty", "'test' .* it is empty")):
+        with pytest.raises(RuntimeError, match="Failed to evaluate") as error:
+            run(config_file=files, **settings, **TINY, datalist=str(tmp_path / f"{name}.json"))
+        assert re.search(message, _chain(error.value)), name
+
+
+def test_a_held_out_fold_is_scored_alone(trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    settings = where(tmp_path, phantoms) | {"ckpt_dir": str(trained)}
+    files = config("train.json", "evaluate.json")
+    run(config_file=files, **settings, **TINY, fold=0, datalist_key="training")
+    with open(tmp_path / "out" / "dice.csv", newline="") as file:
+        scored = [row[0] for row in list(csv.reader(file))[1:-1]]
+    held_out = read_cases(phantoms / "datalist.json", fold=0, held_out=True)
+    assert scored == [case["case"] for case in held_out]
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize(("spacing", "size"), [(1.03, 20), (1.5, 30)], ids=["3 percent", "50 percent"])
+def test_only_a_spacing_off_by_more_than_five_percent_is_resampled(axis: int, spacing: float, size: int) -> None:
+    parser = ConfigParser()
+    parser.read_config(config("inference.json"))
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    affine[axis, axis] *= spacing
+    image = MetaTensor(torch.rand(4, 20, 20, 20) + 1, affine=torch.tensor(affine))
+    data = {"image": image}
+    for transform in parser.get_parsed_content("preprocessing").transforms[1:]:
+        data = transform(data)
+    assert abs(data["image"].shape[axis + 1] - size) <= 1  # resampling may round by a voxel
+    assert [n for k, n in enumerate(data["image"].shape[1:]) if k != axis] == [20, 20]
 
 
 def test_two_processes_train_through_the_three_stages(phantoms: Path, tmp_path: Path) -> None:
@@ -210,33 +287,31 @@ def _compare_killed_with_uninterrupted(workers: int, kills: int, phantoms: Path,
             start_new_session=True,
         )
 
-    def first_checkpoint(name: str, process: subprocess.Popen) -> None:
-        while not (folder / name / "run" / "checkpoint.pt").exists() and process.poll() is None:
-            time.sleep(0.05)
-
-    whole = start("whole")
-    first_checkpoint("whole", whole)
     began = time.monotonic()
-    assert whole.wait() == 0
+    assert start("whole").wait() == 0
     span = time.monotonic() - began
-
-    draw = random.Random(workers)
-    for kill in range(kills):
-        name = f"killed{kill}"
-        process = start(name)
-        first_checkpoint(name, process)
-        time.sleep(draw.uniform(0, 0.8 * span))
-        unfinished = process.poll() is None
-        if unfinished:
+    draw, done = random.Random(workers), 0
+    while done < kills:
+        name = f"killed{done}"
+        process, moment = start(name), draw.uniform(0.3, 1) * span  # before that, Python is still importing
+        time.sleep(moment)
+        interrupted = process.poll() is None
+        if interrupted:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert start(name).wait() == 0
-        for file in ("model.pt", "run/checkpoint.pt"):
-            expected, got = (torch.load(folder / n / file, weights_only=True) for n in ("whole", name))
-            assert _equal(expected, got), f"{file} after kill {kill}"
-        print(f"kill {kill}, {workers} workers: {'interrupted' if unfinished else 'had finished'}, equal bit for bit")
-        assert not list((folder / name).rglob(".*.pt.*")) or unfinished  # a kill may leave a temporary file, no other
-        shutil.rmtree(folder / name)
+            process.wait()
+            checkpoint = folder / name / "run" / "checkpoint.pt"
+            epoch = torch.load(checkpoint, weights_only=True)["epoch"] if checkpoint.exists() else 0
+            assert start(name).wait() == 0
+            for file in ("model.pt", "run/checkpoint.pt"):
+                expected, got = (torch.load(folder / n / file, weights_only=True) for n in ("whole", name))
+                assert _equal(expected, got), f"{file} after a kill at {moment:.1f} s"
+            print(f"{workers} workers, killed after {moment:.1f} s in epoch {epoch + 1} of 12: equal bit for bit")
+            done += 1
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _chain(error: BaseException | None) -> str:
+    return "" if error is None else f"{error}\n{_chain(error.__cause__ or error.__context__)}"
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -252,8 +327,6 @@ def _one_thread() -> dict[str, str]:
 
 
 def test_the_input_has_as_many_channels_as_there_are_sequences() -> None:
-    from monai.bundle import ConfigParser
-
     parser = ConfigParser()
     parser.read_config(config("train.json"))
     assert parser["network_def"]["in_channels"] == len(SEQUENCES)

@@ -14,7 +14,8 @@ from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 from torch import nn
 
-from omnet_monai.weights import bare_network, load_weights, save_atomically
+from omnet_monai.files import whole_file
+from omnet_monai.weights import bare_network, load_weights
 
 __all__ = ["RunCheckpoint", "SaveCheckpoint"]
 
@@ -27,7 +28,8 @@ class RunCheckpoint:
 
     Args:
         path: where to write.
-        parts: what to save and restore by ``state_dict`` and ``load_state_dict``; ``network`` among them.
+        parts: what to save and restore by ``state_dict`` and ``load_state_dict``; ``network`` and ``curriculum`` among
+            them.
         identity: what makes a run the same run, beside the network's shapes: its data list and number of epochs.
     """
 
@@ -42,14 +44,16 @@ class RunCheckpoint:
         """Write the state after ``epoch`` epochs; from the first process only."""
         if idist.get_rank() == 0:
             states = {name: part.state_dict() for name, part in self.parts.items()}
-            save_atomically({"identity": self.identity, "epoch": epoch, **states}, self.path)
+            with whole_file(self.path) as file:
+                torch.save({"identity": self.identity, "epoch": epoch, **states}, file)
 
     def start(self, trainer: Engine, handlers: list[Any] | None = None, weights: str | None = None) -> None:
         """
         Bring a trainer to where its run should start: an entry of the bundle's ``run`` list.
 
         An unfinished run of the same network, data list and number of epochs is taken up; a finished or a different
-        one never is, and none is when a handler brings weights of its own, as MONAI Label's does.
+        one never is, and none is when a handler brings weights of its own, as MONAI Label's does. A fresh network goes
+        through the stages of the curriculum, as a resumed run goes on with them.
 
         Args:
             trainer: the trainer about to run.
@@ -61,6 +65,8 @@ class RunCheckpoint:
             logger.info(f"Resuming after epoch {trainer.state.epoch} of {trainer.state.max_epochs} from {self.path}.")
         elif weights is not None:
             load_weights(self.parts["network"], weights)
+        elif not given:
+            self.parts["curriculum"].staged = True
 
     def _resume(self, trainer: Engine) -> bool:
         if not self.path.is_file():

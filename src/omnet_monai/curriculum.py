@@ -11,7 +11,6 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
-from torch import nn
 
 from omnet_monai.losses import OMNetLoss
 from omnet_monai.regions import TASKS
@@ -35,6 +34,7 @@ class Curriculum:
 
     Attributes:
         num_tasks: how many tasks are active.
+        staged: whether the run goes through the stages; a run that nobody says this of was given its weights.
 
     Raises:
         ValueError: for milestones that are not two ascending fractions.
@@ -51,7 +51,7 @@ class Curriculum:
         self.num_tasks = 1
         self.best_loss = math.inf
         self.stale_epochs = 0
-        self.restored = False
+        self.staged = False
 
     @property
     def complete(self) -> bool:
@@ -70,10 +70,10 @@ class Curriculum:
         if self.patience is not None and self.stale_epochs >= self.patience:
             self._join(self.num_tasks + 1)
         if self.milestones is not None:
-            # A thousandth of an epoch makes up for the rounding of the fractions.
+            # A thousandth of an epoch makes up for the rounding of the fractions; each stage lasts an epoch at least.
             joined = sum(epoch - 1 >= fraction * max_epochs - 1e-3 for fraction in self.milestones)
             if 1 + joined > self.num_tasks:
-                self._join(1 + joined)
+                self._join(self.num_tasks + 1)
 
     def end_epoch(self, loss: float) -> None:
         """Watch whether the newest task's epoch-mean ``loss`` flattens; the next task joins with the next epoch."""
@@ -92,7 +92,7 @@ class Curriculum:
         """Take up the state of an interrupted run."""
         self.num_tasks, self.best_loss = int(state["num_tasks"]), float(state["best_loss"])
         self.stale_epochs = int(state["stale_epochs"])
-        self.restored = True
+        self.staged = True
 
     def _join(self, num_tasks: int) -> None:
         self.num_tasks, self.best_loss, self.stale_epochs = num_tasks, math.inf, 0
@@ -103,25 +103,19 @@ class CurriculumHandler:
     Drive a curriculum by a trainer's epochs; log each epoch's loss per task and each change of stage, also in
     TensorBoard.
 
-    A network whose weights changed between the construction of this handler and the start of the run was given its
-    weights (a checkpoint loader, MONAI Label, a federated round): then all tasks are active from the first step,
-    unless the run is a resumed one.
+    Only a run that its checkpoint's ``start`` found to be fresh or resumed goes through the stages. Any other was given
+    its weights (by the user, MONAI Label, a federated round): all tasks are active from the first step.
 
     Args:
         curriculum: the curriculum to drive.
-        network: the network to train.
         loss_function: the trainer's loss, whose per-task losses feed the plateau trigger.
         summary_writer: TensorBoard writer for ``curriculum/num_tasks`` and ``loss/<task>``, ``None`` for none.
     """
 
-    def __init__(
-        self, curriculum: Curriculum, network: nn.Module, loss_function: OMNetLoss, summary_writer: Any = None
-    ) -> None:
+    def __init__(self, curriculum: Curriculum, loss_function: OMNetLoss, summary_writer: Any = None) -> None:
         self.curriculum = curriculum
-        self.network = network
         self.loss_function = loss_function
         self.summary_writer = summary_writer
-        self.initial = _fingerprint(network)
         self.losses: list[torch.Tensor] = []
         self.announced = 0
 
@@ -134,8 +128,7 @@ class CurriculumHandler:
 
     def start(self, engine: Engine) -> None:
         """Skip the stages for a network that was given its weights."""
-        if not self.curriculum.restored and _fingerprint(self.network) != self.initial:
-            logger.info("The network starts from given weights: all tasks are active from the first step.")
+        if not self.curriculum.staged:
             self.curriculum.activate_all()
 
     def begin_epoch(self, engine: Engine) -> None:
@@ -157,7 +150,7 @@ class CurriculumHandler:
 
     def end_epoch(self, engine: Engine) -> None:
         """Average the epoch's losses over steps and processes, and watch whether the newest task's flattens."""
-        means = torch.stack(self.losses).mean(0)
+        means = torch.stack(self.losses).nanmean(0)
         means = torch.as_tensor(idist.all_reduce(means)) / idist.get_world_size()
         self.curriculum.end_epoch(float(means[-1]))
         losses = ", ".join(f"{task.name} {mean:.3f}" for task, mean in zip(TASKS, means, strict=False))
@@ -200,7 +193,3 @@ class PrepareTaskBatch:
             for key in ("image", "label", "task")
         )
         return image, {"label": label, "task": task}, (), {"num_tasks": num_tasks}
-
-
-def _fingerprint(network: nn.Module) -> float:
-    return float(sum(parameter.detach().double().abs().sum() for parameter in network.parameters()))

@@ -11,10 +11,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from omnet_monai.files import whole_file
 from omnet_monai.layouts import find_cases
 from omnet_monai.regions import CLASS_NAMES, SCHEMES, SEQUENCES
 
-__all__ = ["datalist", "find_cases", "read_cases", "read_images", "write_datalist"]
+__all__ = ["datalist", "find_cases", "read_cases", "read_images", "read_scored_cases", "write_datalist"]
 
 
 def write_datalist(
@@ -67,10 +68,8 @@ def write_datalist(
         "training": [_with_paths(case, base) | {"fold": fold_of[case["patient"]]} for case in training],
         "test": [_with_paths(case, base) for case in test],
     }
-    base.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, output)
+    with whole_file(output) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return output
 
 
@@ -92,6 +91,8 @@ def read_cases(
     Raises:
         ValueError: if the file or the section does not exist, or no case is in the fold.
     """
+    if fold is None and held_out:
+        return []
     path = Path(datalist)
     if not path.is_file():
         raise ValueError(f"datalist must be a JSON file, got {path}, which does not exist")
@@ -103,11 +104,35 @@ def read_cases(
     cases = [case if isinstance(case, dict) else {"image": case} for case in content[section]]
     cases = [_with_paths(case, Path(os.path.abspath(path)).parent, absolute=True) for case in cases]
     if fold is None:
-        return [] if held_out else cases
+        return cases
     if not any(case.get("fold") == fold for case in cases):
         known = sorted({str(case["fold"]) for case in cases if "fold" in case})
         raise ValueError(f"fold must be one of {', '.join(known) or 'none'} in {section} of {path}, got {fold}")
     return [case for case in cases if (case.get("fold") == fold) == held_out]
+
+
+def read_scored_cases(datalist: str | Path, section: str = "test", fold: int | None = None) -> list[dict[str, Any]]:
+    """
+    Read the cases to score: of the fold held out where one is named, else of the whole section.
+
+    Args:
+        datalist: path of the JSON file.
+        section: "training", "test" or another list of the file.
+        fold: the fold that training held out, ``None`` for all cases of the section.
+
+    Returns:
+        The entries, with absolute paths.
+
+    Raises:
+        ValueError: if there is no case, or cases have no label.
+    """
+    cases = read_cases(datalist, section, fold, held_out=fold is not None)
+    if not cases:
+        raise ValueError(f"section {section!r} of {datalist} must hold cases to score, it is empty")
+    unlabeled = [str(case.get("case", case["image"])) for case in cases if not case.get("label")]
+    if unlabeled:
+        raise ValueError(f"cases to score must have a label, {', '.join(unlabeled)} of {datalist} have none")
+    return cases
 
 
 def read_images(directory: str | Path) -> list[dict[str, Any]]:

@@ -26,7 +26,8 @@ class OMNetLoss(nn.Module):
             the number of voxels is rounded down, as in the release. ``None`` switches transfer off.
 
     Attributes:
-        task_losses: the detached losses of the tasks that were active in the last call, shape ``(tasks,)``.
+        task_losses: the detached losses of the tasks that were active in the last call, NaN for a task for which no
+            patch counted, shape ``(tasks,)``.
 
     Raises:
         ValueError: if ``transfer`` does not hold two shares in [0, 1].
@@ -53,15 +54,16 @@ class OMNetLoss(nn.Module):
             ValueError: if labels and logits differ in batch size or spatial shape.
         """
         label, sampled_for = target["label"][:, 0], target["task"]
-        losses = []
+        losses, trained = [], []
         for task, scores in enumerate(logits):
             if scores[:, 0].shape != label.shape:
                 raise ValueError(f"logits and labels must share a shape, got {scores[:, 0].shape} and {label.shape}")
             voxel_losses = F.cross_entropy(scores.float(), TASKS[task].target(label), reduction="none")
-            counts = self.counts_for(task, label, sampled_for).float()
+            counts = self.counts_for(task, label, sampled_for)
             # Of an empty selection cross_entropy itself would be NaN.
             losses.append((voxel_losses.flatten(1).mean(1) * counts).sum() / counts.sum().clamp(min=1))
-        self.task_losses = torch.stack(losses).detach()
+            trained.append(counts.any())
+        self.task_losses = torch.stack(losses).detach().where(torch.stack(trained), torch.nan)
         return torch.stack(losses).sum()
 
     def counts_for(self, task: int, label: torch.Tensor, sampled_for: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["CorrectedBatchNorm", "GradientClipping", "parameter_groups"]
+__all__ = ["BufferBroadcast", "CorrectedBatchNorm", "GradientClipping", "parameter_groups"]
 
 
 def parameter_groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -45,10 +46,10 @@ class GradientClipping:
 
     Args:
         network: the network to train.
-        max_norm: the largest norm.
+        max_norm: the largest norm, ``None`` for no clipping.
     """
 
-    def __init__(self, network: nn.Module, max_norm: float) -> None:
+    def __init__(self, network: nn.Module, max_norm: float | None) -> None:
         self.network = network
         self.max_norm = max_norm
 
@@ -58,7 +59,29 @@ class GradientClipping:
 
     def __call__(self, engine: Engine) -> None:
         """Clip the gradients that the optimizer is about to use."""
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        if self.max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+
+
+class BufferBroadcast:
+    """
+    Give all processes the first one's buffers (running statistics) before they validate: those are what is saved.
+
+    Args:
+        network: the network, outside ``DistributedDataParallel``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Copy the buffers."""
+        for buffer in self.network.buffers():
+            buffer.copy_(torch.as_tensor(idist.broadcast(buffer, src=0)))
 
 
 class CorrectedBatchNorm:

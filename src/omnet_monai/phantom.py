@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy import fft, ndimage
 
+from omnet_monai.files import whole_file
 from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS, SEQUENCES, codes_from_classes
 
 __all__ = ["KINDS", "SMALLEST_SIZE", "make_phantom", "write_phantoms"]
@@ -128,11 +129,9 @@ def write_phantoms(
         images, label = make_phantom(np.random.SeedSequence((seed, index)), size, kinds[index % len(kinds)])
         codes = codes_from_classes(torch.from_numpy(label), "brats2017").numpy()
         folder = Path(directory) / f"phantom_{index:03d}"
-        folder.mkdir(parents=True, exist_ok=True)
         for suffix, volume in zip(("t1", "t1ce", "t2", "flair", "seg"), (*images, codes), strict=True):
-            part = folder / f".{folder.name}_{suffix}.nii.gz"  # renamed when whole, so that no half file stays behind
-            nib.save(nib.Nifti1Image(volume, affine), part)
-            part.replace(folder / part.name[1:])
+            with whole_file(folder / f"{folder.name}_{suffix}.nii.gz") as file:
+                nib.save(nib.Nifti1Image(volume, affine), file)
         folders.append(folder)
     return folders
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-import os
 import shlex
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import string_list_all_gather
 
+from omnet_monai.files import whole_file
 from omnet_monai.regions import REGIONS, SEQUENCES
 
 __all__ = ["CaseTable", "EvaluationLog", "format_table", "save_overlay", "write_csv"]
@@ -103,7 +103,8 @@ class EvaluationLog:
         rows = _read_rows(self.table)
         scores = "; ".join(f"{case} {'/'.join(f'{float(value):.3f}' for value in values)}" for case, *values in rows)
         sha256 = hashlib.sha256(self.weights.read_bytes()).hexdigest()
-        command = shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]])
+        module = "omnet_monai" if "omnet_monai" in sys.argv[0] else "monai.bundle"
+        command = shlex.join(["python", "-m", module, *sys.argv[1:]])
         line = [datetime.now(UTC).strftime("%Y-%m-%d"), _commit(), command, sha256, scores]
         lines = _read_rows(self.path) if self.path.exists() else []
         write_csv(self.path, self.HEADER, [*lines, line])
@@ -121,17 +122,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str | float]]) -
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Sequence[Sequence[str | float]]) -> None:
     """Write a CSV file whole or not at all; its folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows([[f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([[f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows])
 
 
 def save_overlay(

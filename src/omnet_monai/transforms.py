@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from monai.config import KeysCollection, NdarrayOrTensor, PathLike
 from monai.data import MetaTensor, NibabelWriter
 from monai.transforms import MapTransform, Randomizable, SpatialPad
 
+from omnet_monai.files import whole_file
 from omnet_monai.regions import (
     BACKGROUND,
     REGIONS,
@@ -144,13 +143,9 @@ class LabelMapWriter(NibabelWriter):
         return data_array, affine
 
     def write(self, filename: PathLike, *args: Any, **kwargs: Any) -> None:
-        """Write to a temporary file beside ``filename`` and rename it."""
-        temporary = Path(filename).with_name(f".{Path(filename).name}")
-        try:
-            super().write(temporary, *args, **kwargs)
-            os.replace(temporary, filename)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write the file whole or not at all."""
+        with whole_file(filename) as file:
+            super().write(file, *args, **kwargs)
 
 
 def nonzero(image: torch.Tensor) -> torch.Tensor:
