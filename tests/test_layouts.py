@@ -22,7 +22,16 @@ FILES = {
     "2017": [f"HGG/pat1/pat1_{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")],
     "2020, not compressed": [f"pat1/pat1_{part}.nii" for part in ("t1", "t1ce", "t2", "flair", "seg")],
     "2017, all in one folder": [f"pat1_{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")],
+    "2017, t1c for t1ce": [f"pat1/pat1_{part}.nii.gz" for part in ("t1", "t1c", "t2", "flair", "seg")],
+    "2017, bare": [f"pat1/{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")],
+    "2017, bare, t1c for t1ce": [f"pat1/{part}.nii.gz" for part in ("t1", "t1c", "t2", "flair", "seg")],
+    "2017, bare, a folder per file": [f"pat1/{part}/{part}.nii" for part in ("t1", "t1c", "t2", "flair", "seg")],
     "2023": [f"pat1/pat1-{part}.nii.gz" for part in ("t1n", "t1c", "t2w", "t2f", "seg")],
+    "2023, bare": [f"pat1/{part}.nii.gz" for part in ("t1n", "t1c", "t2w", "t2f", "seg")],
+    "2015, names of 2017": [f"pat1/pat1_{part}.mha" for part in ("T1", "T1c", "T2", "Flair", "seg")],
+    "2015, names of 2017, label of 2015": [f"pat1/pat1_{part}.mha" for part in ("T1", "T1c", "T2", "Flair", "OT")],
+    "2015, names of 2023": [f"pat1/pat1-{part}.mha" for part in ("t1n", "t1c", "t2w", "t2f", "seg")],
+    "2015, bare": [f"pat1/{part}.mha" for part in ("T1", "T1c", "T2", "Flair", "seg")],
 }
 SCHEME = {name: f"brats{name[:4].replace('2020', '2017')}" for name in FILES}
 
@@ -35,7 +44,7 @@ def touch(root: Path, files: list[str]) -> list[str]:
 
 
 def test_every_layout_has_a_scheme_of_the_table_and_all_parts() -> None:
-    assert [layout.scheme for layout in LAYOUTS.values()] == list(SCHEMES)
+    assert {layout.scheme for layout in LAYOUTS.values()} == set(SCHEMES)
     for layout in LAYOUTS.values():
         assert set(layout.parts.values()) == ({"image"} if layout.order else set(SEQUENCES)) | {"label"}
 
@@ -124,6 +133,54 @@ def test_scans_of_one_patient_at_several_times_share_the_patient(tmp_path: Path,
     assert [(entry["case"], entry["patient"]) for entry in find_cases(tmp_path)[0]] == [(case, patient)]
 
 
+def test_rival_labels_beside_bare_names_are_neither_sequences_nor_labels(tmp_path: Path) -> None:
+    image = touch(tmp_path, FILES["2017, bare, t1c for t1ce"][:4])
+    rivals = ["alg_isen-20.nii.gz", "alg_hnfnetv1-20.nii.gz", "fusion_mav.nii.gz", "fusion_simple.nii.gz"]
+    touch(tmp_path, [f"pat1/{file}" for file in rivals])
+    assert find_cases(tmp_path) == ([{"case": "pat1", "patient": "pat1", "image": image, "scheme": "brats2017"}], [])
+    assert [name_parts(file) for file in rivals] == [None] * 4
+
+
+@pytest.mark.parametrize("rival", ["alg_seg", "fusion_segm", "fusion_t1"], ids=str)
+def test_a_rival_named_as_a_part_is_told_and_does_not_join_a_case_of_bare_names(tmp_path: Path, rival: str) -> None:
+    image = touch(tmp_path, FILES["2017, bare"][:4])
+    touch(tmp_path, [f"pat1/{rival}.nii.gz"])
+    cases, messages = find_cases(tmp_path)
+    assert cases == [{"case": "pat1", "patient": "pat1", "image": image, "scheme": "brats2017"}]
+    assert [message.split(" in ")[0] for message in messages] == [f"case {rival.split('_')[0]}"]
+
+
+def test_a_bare_label_beside_a_case_does_not_change_its_name(tmp_path: Path) -> None:
+    touch(tmp_path, [*FILES["2017"][:4], "HGG/pat1/seg.nii.gz"])
+    cases, messages = find_cases(tmp_path)
+    assert [(case["case"], "label" in case) for case in cases] == [("pat1", False)]
+    assert len(messages) == 1
+
+
+def test_an_msd_case_with_the_name_of_a_sequence_is_an_msd_case(tmp_path: Path) -> None:
+    touch(tmp_path, ["imagesTr/t1n.nii.gz", "imagesTr/t2.mha"])
+    assert [(case["case"], case["scheme"]) for case in find_cases(tmp_path)[0]] == [("t1n", "msd"), ("t2", "msd")]
+
+
+def test_cases_of_one_name_in_two_folders_are_two_patients(tmp_path: Path) -> None:
+    for folder in ("HGG", "LGG"):
+        touch(tmp_path, [file.replace("HGG", folder) for file in FILES["2015, a folder per file"]])
+    touch(tmp_path, [file.replace("pat1", "pat2") for file in FILES["2015, a folder per file"]])
+    pairs = [(case["case"], case["patient"]) for case in find_cases(tmp_path)[0]]
+    assert pairs == [("HGG_pat1", "HGG_pat1"), ("LGG_pat1", "LGG_pat1"), ("pat2", "pat2")]
+
+
+def test_all_scans_of_a_patient_stay_together_where_one_of_them_shares_its_name(tmp_path: Path) -> None:
+    for case in ("a/P-00001-000", "b/P-00001-000", "a/P-00001-001", "b/P-00002-000"):
+        touch(tmp_path, [f"{case}/{file.split('/')[1].replace('pat1', case[2:])}" for file in FILES["2023"]])
+    assert {case["case"]: case["patient"] for case in find_cases(tmp_path)[0]} == {
+        "a_P-00001-000": "a_P-00001",
+        "b_P-00001-000": "b_P-00001",
+        "P-00001-001": "a_P-00001",
+        "P-00002-000": "P-00002",
+    }
+
+
 def test_cases_of_one_name_in_two_folders_get_the_folder_in_their_names(tmp_path: Path) -> None:
     touch(tmp_path, FILES["2015, a folder per file"])
     touch(tmp_path, [file.replace("HGG", "LGG") for file in FILES["2015, a folder per file"]])
@@ -164,7 +221,7 @@ def test_an_unknown_scheme_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["t1.nii.gz", "case.nii.gz", "case_t1.txt", "._case_t1.nii.gz", "case_t1c.nii.gz"], ids=str
+    "file", ["caset1.nii.gz", "case.nii.gz", "case_t1.txt", "._case_t1.nii.gz", "case_t1cd.nii.gz", "segm.nii"], ids=str
 )
 def test_a_name_of_no_layout_tells_nothing(file: str) -> None:
     assert name_parts(file) is None
@@ -216,9 +273,10 @@ def test_a_folder_of_two_cases_stands_for_none(tmp_path: Path) -> None:
         (["a/p1_t1.nii.gz", "a/p1_t1ce.nii.gz"], "p1"),
         (["a/p1_T1w.nii.gz", "a/p1_FL.nii.gz"], "p1"),
         (["a/t1.nii.gz", "a/flair.nii.gz"], "a"),
+        (["a/T1w.nii.gz", "a/FL.nii.gz"], "a"),
         ([], "unknown"),
     ],
-    ids=["layout", "common start", "folder", "no file"],
+    ids=["layout", "common start", "layout of bare names", "folder", "no file"],
 )
 def test_a_case_is_named_by_its_files(files: list[str], name: str) -> None:
     assert case_name([Path(file) for file in files]) == name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable
@@ -86,6 +87,12 @@ def save_msd(folder: Path, arrays: Arrays) -> dict[str, Any]:
     return data
 
 
+def save_bare(folder: Path, arrays: Arrays) -> dict[str, Any]:
+    for sequence in SEQUENCES:
+        save(arrays[sequence], folder / "p1" / f"{sequence}.nii.gz")
+    return {"image": str(folder / "p1")}
+
+
 def save_siblings(folder: Path, arrays: Arrays) -> dict[str, Any]:
     return {"image": save_case(folder, arrays)["image"][3]}
 
@@ -103,7 +110,7 @@ def save_mha_list(folder: Path, arrays: Arrays) -> dict[str, Any]:
 
 
 FORMS = [
-    save_list, save_folder, save_4d, save_itk_4d, save_msd, save_siblings, save_modalities, save_mha_list
+    save_list, save_folder, save_4d, save_itk_4d, save_msd, save_bare, save_siblings, save_modalities, save_mha_list
 ]  # fmt: skip
 
 
@@ -121,7 +128,7 @@ def test_every_form_gives_the_same_image_and_meta(tmp_path: Path, arrays: Arrays
     np.testing.assert_allclose(image.meta["original_affine"], AFFINE, atol=1e-6)
     assert tuple(image.meta["spatial_shape"]) == SHAPE
     assert image.meta["case"] == "p1"
-    assert Path(image.meta["filename_or_obj"]).name[:2] in ("p1", "VS")
+    assert Path(image.meta["filename_or_obj"]).name[:2] in ("p1", "t1", "VS")
 
 
 def test_the_first_sequence_names_the_file(tmp_path: Path, arrays: Arrays) -> None:
@@ -135,6 +142,32 @@ def test_the_argument_gives_the_order_of_a_file_that_does_not(tmp_path: Path, ar
     data = save_4d(tmp_path, arrays)
     order = data.pop("order")
     torch.testing.assert_close(LoadCased(order=order)(data), LoadCased()(data | {"order": order}), check_stride=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "order"),
+    [(save_msd, "flair, t1, t1c, t2"), (save_itk_4d, "t1, t1c, t2, flair")],
+    ids=["folders of MSD", "elsewhere"],
+)
+def test_an_order_that_nobody_stated_is_logged(
+    tmp_path: Path, arrays: Arrays, caplog: pytest.LogCaptureFixture, form: Callable[..., Any], order: str
+) -> None:
+    data = form(tmp_path, arrays)
+    with caplog.at_level(logging.INFO, "omnet_monai.loading"):
+        LoadCased()(data)
+    message = f"case p1: {data['image']}: no order was given, channels are read as {order}"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("INFO", message)]
+
+
+@pytest.mark.parametrize("given", ["by the case", "by the argument", "by four files"], ids=str)
+def test_an_order_that_was_stated_is_not_logged(
+    tmp_path: Path, arrays: Arrays, caplog: pytest.LogCaptureFixture, given: str
+) -> None:
+    data = save_list(tmp_path, arrays) if given == "by four files" else save_4d(tmp_path, arrays)
+    order = data.pop("order") if given == "by the argument" else None
+    with caplog.at_level(logging.INFO, "omnet_monai.loading"):
+        LoadCased(order=order)(data)
+    assert not caplog.records
 
 
 def test_everything_else_is_kept_and_the_order_that_no_longer_holds_is_not(tmp_path: Path, arrays: Arrays) -> None:
@@ -170,6 +203,17 @@ def test_a_label_is_read_by_its_scheme(
     assert label.dtype == torch.uint8
     np.testing.assert_array_equal(label[0].numpy(), np.array(classes)[pick])
     np.testing.assert_allclose(label.affine, AFFINE)
+
+
+def test_a_metaimage_label_with_the_names_of_2017_is_read_by_the_scheme_of_2015(tmp_path: Path, arrays: Arrays) -> None:
+    for sequence, name in zip(SEQUENCES, ("T1", "T1c", "T2", "Flair"), strict=True):
+        save_mha(arrays[sequence], tmp_path / f"P1_{name}.mha")
+    codes = np.arange(np.prod(SHAPE), dtype=np.uint8).reshape(SHAPE) % 5
+    save_mha(codes, tmp_path / "P1_seg.mha")
+    (case,), _ = find_cases(tmp_path)
+    assert case["scheme"] == "brats2015"
+    label = LoadCased()(case)["label"]
+    np.testing.assert_array_equal(label[0].numpy(), np.array([0, 1, 2, 1, 3])[codes])
 
 
 def test_the_resection_cavity_of_2023_becomes_background_with_a_warning(tmp_path: Path, arrays: Arrays) -> None:
@@ -236,6 +280,11 @@ def swap(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
     data["image"][2:] = data["image"][:1:-1]
 
 
+def swap_bare(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+    save_bare(folder, arrays)
+    data["image"] = [str(folder / "p1" / f"{sequence}.nii.gz") for sequence in ("t1", "t2", "t1c", "flair")]
+
+
 def rewrite(
     part: str, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE
 ) -> Callable[[dict[str, Any], Path, Arrays], None]:
@@ -261,6 +310,10 @@ def moved(mm: float, row: int, column: int) -> np.ndarray:
     affine = AFFINE.copy()
     affine[row, column] += mm
     return affine
+
+
+def colored(array: np.ndarray) -> np.ndarray:
+    return np.zeros(array.shape, np.dtype([("R", np.uint8), ("G", np.uint8), ("B", np.uint8)]))
 
 
 def truncate(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
@@ -340,6 +393,10 @@ BAD = {
     "sequence twice": (use_t1_under_another_name, r"p1-t1n\.nii\.gz: a sequence must be listed once, got t1 twice"),
     "file twice by a link": (link_t1, r"second\.nii\.gz: a sequence must be listed once, got it twice"),
     "two files swapped": (swap, r"p1_flair\.nii\.gz: file must be t2 by its place in the list, got flair by its name"),
+    "two bare files swapped": (
+        swap_bare,
+        r"t2\.nii\.gz: file must be t1c by its place in the list, got t2 by its name",
+    ),
     "label among the sequences": (replace(2, "seg"), SEG + "file must be t2 by its place .* got label by its name"),
     "shape": (rewrite("t2", lambda a: a[1:]), T2 + r"files must share a spatial shape, got \(7, 9, 10\) beside \(8, "),
     "4-D sequence": (rewrite("t2", lambda a: np.stack([a, a], -1)), T2 + r"t2 must be a 3-D image, got shape \(8, "),
@@ -349,6 +406,9 @@ BAD = {
     "affine": (rewrite("t2", np.array, FLAT), T2 + "affine must be an invertible 4x4 matrix"),
     "NaN": (rewrite("t2", first_voxel(np.nan)), T2 + "values must be finite, got 1 NaN or infinite"),
     "infinity": (rewrite("t2", first_voxel(np.inf)), T2 + "values must be finite, got 1 NaN or infinite"),
+    "colors": (rewrite("t2", colored), T2 + r"values must be real numbers, one per voxel, got \[\('R', 'u1'\)"),
+    "colors of label": (rewrite("label", colored), SEG + "values must be real numbers, one per voxel, got"),
+    "complex": (rewrite("t2", lambda a: a.astype(np.complex64)), T2 + "values must be real numbers, .* got complex64"),
     "zeros": (rewrite("t2", np.zeros_like), T2 + "t2 must not be empty, got zeros only"),
     "truncated": (truncate, T2 + "file must be readable, got EOFError"),
     "truncated, not compressed": (truncate_plain, r"p1_t2\.nii: file must be readable, got OSError"),
@@ -460,6 +520,23 @@ def test_real_origins_that_differ_by_a_third_of_a_voxel_warn(data_root: Path) ->
     with pytest.warns(UserWarning, match=r"case BRATS2013_HG0131: .*origins differ.*MR_T1c.3530.mha by 0.334 mm"):
         image = LoadCased()({"image": str(data_root / "unlabelled" / "BRATS2013_HG0131")})["image"]
     assert image.shape == (4, 162, 230, 230)
+
+
+@pytest.mark.real_data
+def test_a_real_case_of_bare_names_is_found_and_loads_in_order(data_root: Path) -> None:
+    folder = data_root / "unlabelled" / "TCGA-DU-7294"
+    (case,), messages = find_cases(folder)
+    assert not messages
+    assert case == {
+        "case": "TCGA-DU-7294",
+        "patient": "TCGA-DU-7294",
+        "image": [str(folder / f"{sequence}.nii.gz") for sequence in SEQUENCES],
+        "scheme": "brats2017",
+    }
+    assert LoadCased()(case)["image"].shape[0] == 4
+    first, second, third, fourth = case["image"]
+    with pytest.raises(ValueError, match=r"^case TCGA-DU-7294: .*t2.nii.gz: file must be t1c by its place"):
+        LoadCased()({"image": [first, third, second, fourth]})
 
 
 @pytest.mark.real_data

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha")
+BARE = "a folder per case (t1 t1c t2 flair seg, or the other names above)"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Layout:
     How one family of data sets names its files.
 
     Attributes:
-        scheme: the label scheme, a key of ``SCHEMES``.
+        scheme: the label scheme, a key of ``SCHEMES``, of files whose names or extension tell no other.
         pattern: regular expression over ``<folder>/<name without extension>``, with a group ``part`` and, where the
             case is not the folder, a group ``case``.
         parts: what each ``part``, in lower case, is: a sequence, "label", or "image" for all sequences in one file.
@@ -57,9 +58,9 @@ LAYOUTS = {
     ),
     "BraTS 2017-2021 (_t1 _t1ce _t2 _flair _seg)": Layout(
         "brats2017",
-        r"[^/]*/(?P<case>.+)_(?P<part>t1ce|t1|t2|flair|segm?)",
+        r"[^/]*/(?P<case>.+)_(?P<part>t1ce?|t1|t2|flair|segm?)",
         # BraTS 2020 has one label, that of case 355, called _Segm.
-        {"t1": "t1", "t1ce": "t1c", "t2": "t2", "flair": "flair", "seg": "label", "segm": "label"},
+        {"t1": "t1", "t1c": "t1c", "t1ce": "t1c", "t2": "t2", "flair": "flair", "seg": "label", "segm": "label"},
     ),
     "BraTS 2023 and later (-t1n -t1c -t2w -t2f -seg)": Layout(
         "brats2023",
@@ -72,6 +73,13 @@ LAYOUTS = {
         r"(?P<part>imagestr|imagests|labelstr)/(?P<case>.+)",
         {"imagestr": "image", "imagests": "image", "labelstr": "label"},
         order=("flair", "t1", "t1c", "t2"),
+    ),
+    # One layout for the bare names of 2017 and 2023, which share t1c and seg.
+    BARE: Layout(
+        "brats2017",
+        r"[^/]*/(?P<part>t1ce?|t1n?|t2[wf]?|flair|seg)",
+        {"t1": "t1", "t1n": "t1", "t1c": "t1c", "t1ce": "t1c", "t2": "t2", "t2w": "t2", "t2f": "flair"}
+        | {"flair": "flair", "seg": "label"},
     ),
 }
 """Every layout we know. The first whose pattern matches a file is the file's."""
@@ -133,18 +141,19 @@ def find_cases(directory: str | Path, scheme: str | None = None) -> tuple[list[d
     groups = _groups(Path(root, name) for root, _, names in os.walk(directory, followlinks=True) for name in names)
     if not groups:
         raise ValueError(f"{directory} must hold cases of a known layout: {'; '.join(LAYOUTS)}; found none")
-    repeated = Counter(group.case for group in groups)
+    folders = Counter(case for case, _ in {(group.case, group.folder) for group in groups})
+    patients = {_patient(group) for group in groups if folders[group.case] > 1}
     cases, messages = [], []
     for group, files in groups.items():
         problems = missing_or_twice(files, ("image",) if LAYOUTS[group.layout].order else SEQUENCES)
-        name = group.case
-        if repeated[name] > 1:  # as in BraTS 2015, whose HGG and LGG share some names
-            folders = Path(os.path.relpath(group.folder, directory)).parts
-            name = "_".join(folders if folders[-1:] == (name,) else (*folders, name))
+        prefix, patient = _prefix(group, directory), _patient(group)
+        name = f"{prefix}{group.case}" if folders[group.case] > 1 else group.case
         if problems:
             messages.append(f"case {name} in {group.folder}: {problems}")
-        else:
-            cases.append({"case": name} | _entry(group, files) | {"scheme": scheme or LAYOUTS[group.layout].scheme})
+            continue
+        # All scans of a patient get the prefix if one does: they stay together.
+        entry = {"case": name, "patient": f"{prefix}{patient}" if patient in patients else patient}
+        cases.append(entry | _files(group, files) | {"scheme": scheme or _scheme(group, files)})
     return cases, messages
 
 
@@ -175,7 +184,7 @@ def find_case(path: str | Path) -> tuple[str, dict[str, list[Path]], tuple[str, 
         return case_name([path]), {"image": [path]}, None
     if parts.part == "image":
         return parts.case, {"image": [path]}, LAYOUTS[parts.layout].order
-    nearby = [*parts.folder.glob("*"), *parts.folder.glob("*/*.mha")]
+    nearby = [*parts.folder.glob("*"), *parts.folder.glob(f"*/*{path.suffix}")]
     return parts.case, _groups(nearby).get(parts._replace(part=""), {}), None
 
 
@@ -203,20 +212,39 @@ def _groups(files: Iterable[Path]) -> dict[NameParts, dict[str, list[Path]]]:
         parts = name_parts(file)
         if parts is not None:
             groups.setdefault(parts._replace(part=""), {}).setdefault(parts.part, []).append(file)
-    # BraTS 2020's case 355 has a label with a name of its own, *_Segm: it belongs to the only case of its folder.
-    for lone in [group for group, parts in groups.items() if "_segm." in parts.get("label", [Path()])[0].name.lower()]:
-        others = [group for group in groups if group != lone and group[:2] == lone[:2]]
+    # BraTS 2020's case 355 has a label with a name of its own, *_Segm, and 2015's *_OT may lie beside *_T1: such a
+    # label belongs to the only case of its folder.
+    labels = {group: parts["label"][0].name for group, parts in groups.items() if "label" in parts}
+    for lone in [group for group, name in labels.items() if re.search(r"_(segm|ot)\.", name, re.IGNORECASE)]:
+        others = [group for group in groups if group != lone and group.folder == lone.folder and group.layout != BARE]
         if set(groups[lone]) == {"label"} and len(others) == 1 and "label" not in groups[others[0]]:
             groups[others[0]] |= groups.pop(lone)
     return dict(sorted(groups.items(), key=lambda item: (item[0].case, item[0])))
 
 
-def _entry(group: NameParts, files: dict[str, list[Path]]) -> dict[str, Any]:
-    layout = LAYOUTS[group.layout]
-    match = re.fullmatch(layout.patient, group.case)
-    entry: dict[str, Any] = {"patient": match[1] if match else group.case}
-    if layout.order:
-        entry |= {"image": str(files["image"][0]), "order": list(layout.order)}
-    else:
-        entry["image"] = [str(files[sequence][0]) for sequence in SEQUENCES]
-    return entry | ({"label": str(files["label"][0])} if "label" in files else {})
+def _prefix(group: NameParts, directory: Path) -> str:
+    """The folders that tell a case from one of the same name: BraTS 2015's HGG and LGG share some."""
+    folders = Path(os.path.relpath(group.folder, directory)).parts
+    return "".join(f"{folder}_" for folder in (folders[:-1] if folders[-1:] == (group.case,) else folders))
+
+
+def _patient(group: NameParts) -> str:
+    match = re.fullmatch(LAYOUTS[group.layout].patient, group.case)
+    return match[1] if match else group.case
+
+
+def _scheme(group: NameParts, files: dict[str, list[Path]]) -> str:
+    """Label scheme of a case: BraTS 2015 alone came as MetaImage; of bare names, t1n, t2w and t2f are of 2023."""
+    layout, names = LAYOUTS[group.layout], [found[0].name.lower() for found in files.values()]
+    if layout.order is None and any(name.endswith(".mha") for name in names):
+        return "brats2015"
+    of_2023 = group.layout == BARE and any(name.startswith(("t1n.", "t2w.", "t2f.")) for name in names)
+    return "brats2023" if of_2023 else layout.scheme
+
+
+def _files(group: NameParts, files: dict[str, list[Path]]) -> dict[str, Any]:
+    order = LAYOUTS[group.layout].order
+    label = {"label": str(files["label"][0])} if "label" in files else {}
+    if order:
+        return {"image": str(files["image"][0]), "order": list(order)} | label
+    return {"image": [str(files[sequence][0]) for sequence in SEQUENCES]} | label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 import zlib
@@ -21,6 +22,8 @@ from omnet_monai.regions import SEQUENCES, classes_from_codes
 
 __all__ = ["LoadCased"]
 
+logger = logging.getLogger(__name__)
+
 AXES_TOLERANCE = 1e-3
 """Difference between two affines, in mm per voxel along any axis, up to which their grids are the same."""
 
@@ -28,6 +31,7 @@ ORIGIN_TOLERANCE = 0.5
 """Difference between two origins, in voxels along any axis, up to which the first is taken, with a warning."""
 
 UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, ImageFileError)
+Grid = tuple[tuple[int, ...], np.ndarray]
 
 
 class LoadCased(Transform):
@@ -46,7 +50,7 @@ class LoadCased(Transform):
         image_key: key of the image.
         label_key: key of the label map, which may be absent.
         order: the channels of a 4-D file, unless the case says so itself under "order"; ``None`` for MSD's order in
-            the folders of MSD, and that of ``SEQUENCES`` elsewhere. A list of files has the order of ``SEQUENCES``.
+            MSD's folders and that of ``SEQUENCES`` elsewhere, which is logged. A list has the order of ``SEQUENCES``.
         scheme: label scheme, a key of ``SCHEMES``, unless the case says so itself under "scheme"; ``None`` for labels
             of unknown origin, in which 3 and 4 both mean enhancing.
 
@@ -81,8 +85,11 @@ class LoadCased(Transform):
         """
         case, files, order = _locate(data[self.image_key], data.get("case"))
         if len(files) == 1:
-            order = data.get("order") or self.order or order or SEQUENCES
+            stated = data.get("order") or self.order
+            order = stated or order or SEQUENCES
             image, affine = _read_channels(case, files[0], order)
+            if not stated:
+                logger.info(f"case {case}: {files[0]}: no order was given, channels are read as {', '.join(order)}")
         else:
             image, affine = _read_sequences(case, files)
         result = {key: value for key, value in data.items() if key != "order"}
@@ -156,6 +163,8 @@ def _read(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
     affine = np.asarray(meta["original_affine"], dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         raise _error(case, file, f"affine must be an invertible 4x4 matrix, got {affine.tolist()}")
+    if array.dtype.kind not in "biuf":
+        raise _error(case, file, f"values must be real numbers, one per voxel, got {array.dtype}")
     if not np.isfinite(array).all():
         raise _error(case, file, f"values must be finite, got {np.count_nonzero(~np.isfinite(array))} NaN or infinite")
     return array.reshape(array.shape[:3] + tuple(size for size in array.shape[3:] if size > 1)), affine
@@ -170,7 +179,7 @@ def _read_sequences(case: str, files: list[Path]) -> tuple[np.ndarray, np.ndarra
             raise _error(case, file, f"{sequence} must be a 3-D image, got shape {volume.shape}")
         if not volume.any():
             raise _error(case, file, f"{sequence} must not be empty, got zeros only")
-        shifts[file] = _grid_shift(case, file, volume.shape, affine, volumes[0].shape, affines[0])
+        shifts[file] = _grid_shift(case, file, (volume.shape, affine), (volumes[0].shape, affines[0]))
     _warn_of_shifts(case, files[0], shifts)
     return np.stack(volumes).astype(np.float32, copy=False), affines[0]
 
@@ -192,7 +201,7 @@ def _read_channels(case: str, file: Path, order: Sequence[str]) -> tuple[np.ndar
 def _read_label(case: str, file: Path, scheme: str | None, shape: tuple[int, ...], affine: np.ndarray) -> torch.Tensor:
     """Read a label map on the grid of the image into inner classes, uint8 of shape ``(1, H, W, D)``."""
     array, own_affine = _read(case, file)
-    _warn_of_shifts(case, file, {file: _grid_shift(case, file, array.shape, own_affine, shape, affine)})
+    _warn_of_shifts(case, file, {file: _grid_shift(case, file, (array.shape, own_affine), (shape, affine))})
     # One byte where the codes allow: finding the codes in use takes a fifth of the time then.
     codes = array.astype(np.uint8 if array.min() >= 0 and array.max() <= 255 else np.int64)
     if (codes != array).any():
@@ -201,21 +210,14 @@ def _read_label(case: str, file: Path, scheme: str | None, shape: tuple[int, ...
         label = classes_from_codes(torch.from_numpy(codes), scheme)
     except ValueError as error:
         raise _error(case, file, str(error)) from error
-    if scheme == "brats2023" and (codes == 4).any():
-        count = np.count_nonzero(codes == 4)
-        warnings.warn(f"case {case}: {file}: {count} voxels of resection cavity taken for background", stacklevel=2)
+    if scheme == "brats2023" and (cavity := np.count_nonzero(codes == 4)):
+        warnings.warn(f"case {case}: {file}: {cavity} voxels of resection cavity taken for background", stacklevel=2)
     return label[None]
 
 
-def _grid_shift(
-    case: str,
-    file: Path,
-    shape: tuple[int, ...],
-    affine: np.ndarray,
-    first_shape: tuple[int, ...],
-    first_affine: np.ndarray,
-) -> float:
+def _grid_shift(case: str, file: Path, grid: Grid, first: Grid) -> float:
     """Refuse a file that is not on the first one's grid; else return how far its origin is from the first's, in mm."""
+    (shape, affine), (first_shape, first_affine) = grid, first
     if shape != first_shape:
         raise _error(case, file, f"files must share a spatial shape, got {shape} beside {first_shape}")
     columns = np.linalg.norm(affine[:3, :3] - first_affine[:3, :3], axis=0).max()
