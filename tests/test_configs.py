@@ -187,6 +187,7 @@ def test_the_network_exports_to_torchscript(elsewhere: bool, tmp_path: Path, mon
 
 
 @pytest.mark.real_data
+@pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning")
 def test_the_metadata_follows_the_official_schema(data_root: Path, tmp_path: Path) -> None:
     schema = data_root.parent / "schema" / "meta_schema_20240725.json"
     if not schema.is_file():
