@@ -114,6 +114,11 @@ def test_of_two_triggers_the_first_counts(
     assert stages(Curriculum(milestones, patience), len(losses), losses) == expected
 
 
+def test_two_triggers_in_one_epoch_let_one_task_join() -> None:
+    # Epoch 3: the loss has been flat for one epoch, and both milestones are past.
+    assert stages(Curriculum([0.5, 0.5], patience=1), 4, [2, 2, 1, 1]) == [1, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     "milestones", [[0.5], [0.1, 0.2, 0.3], [0.5, 0.4], [-0.1, 0.5], [0.5, 1.1], [math.nan, 0.5]], ids=str
 )

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from omnet_monai.datalist import datalist, read_cases, write_datalist
+from omnet_monai.datalist import datalist, read_cases, read_images, write_datalist
 from omnet_monai.regions import SEQUENCES
 
 ENDINGS = ("-t1n", "-t1c", "-t2w", "-t2f", "-seg")
@@ -225,3 +226,20 @@ def test_the_fixed_split_of_real_cases_gives_nine_and_four(data_root: Path, tmp_
     path = write_datalist(data_root / "cases", tmp_path / "datalist.json", split=data_root / "split.json")
     assert (len(read_cases(path)), len(read_cases(path, "test"))) == (9, 4)
     assert {case["scheme"] for case in read_cases(path)} == {"brats2017"}
+
+
+def test_images_to_segment_come_without_labels_and_incomplete_cases_are_warned_of(tmp_path: Path) -> None:
+    for case, sequences in {"a": ("t1", "t1ce", "t2", "flair", "seg"), "b": ("t1", "t2")}.items():
+        (tmp_path / case).mkdir()
+        for sequence in sequences:
+            (tmp_path / case / f"{case}_{sequence}.nii.gz").touch()
+    with pytest.warns(UserWarning, match="left out: .*b.*"):
+        (case,) = read_images(tmp_path)
+    assert case["case"] == "a"
+    assert "label" not in case
+    shutil.rmtree(tmp_path / "a")
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(ValueError, match=r"one complete case; .*b: missing"),
+    ):
+        read_images(tmp_path)

@@ -69,7 +69,7 @@ class Curriculum:
             return
         if self.patience is not None and self.stale_epochs >= self.patience:
             self._join(self.num_tasks + 1)
-        if self.milestones is not None:
+        elif self.milestones is not None:
             # A thousandth of an epoch makes up for the rounding of the fractions; each stage lasts an epoch at least.
             joined = sum(epoch - 1 >= fraction * max_epochs - 1e-3 for fraction in self.milestones)
             if 1 + joined > self.num_tasks:
