@@ -39,7 +39,12 @@ def origin(patch: dict[Any, Any], shape: Sequence[int] = SHAPE) -> tuple[int, ..
     return tuple(int(i) for i in np.unravel_index(int(patch["image"].flatten()[0]) - 1, shape))
 
 
-def cut(case: dict[str, torch.Tensor], seed: int = 0, num_samples: int = 2, size: Sequence[int] = SIZE) -> list[Any]:
+def cut(
+    case: dict[str, torch.Tensor],
+    seed: int = 0,
+    num_samples: int | Sequence[int] = 2,
+    size: Sequence[int] = SIZE,
+) -> list[Any]:
     return RandCropByTaskd(size, num_samples).set_random_state(seed)(case)
 
 
@@ -56,6 +61,13 @@ def test_each_task_has_its_patches_centered_in_its_region() -> None:
     assert all(patch["image"][(0, *CENTER)] for patch in patches[:30])
     assert {int(patch["label"][(0, *CENTER)]) for patch in patches[30:60]} == {NECROSIS, EDEMA}
     assert {int(patch["label"][(0, *CENTER)]) for patch in patches[60:]} == {NECROSIS}
+
+
+def test_each_task_may_have_its_own_number_of_patches() -> None:
+    case = make_case({CORE: NECROSIS, AROUND: EDEMA})
+    assert [patch["task"] for patch in cut(case, num_samples=(4, 1, 2))] == [0, 0, 0, 0, 1, 2, 2]
+    with pytest.raises(ValueError, match="length 3, got 2"):
+        cut(case, num_samples=(4, 1))
 
 
 def test_every_voxel_of_the_brain_can_be_a_center() -> None:

@@ -10,6 +10,7 @@ import torch
 from monai.config import KeysCollection, NdarrayOrTensor, PathLike
 from monai.data import MetaTensor, NibabelWriter
 from monai.transforms import MapTransform, Randomizable, SpatialPad
+from monai.utils import ensure_tuple_rep
 
 from omnet_monai.files import whole_file
 from omnet_monai.regions import (
@@ -36,20 +37,27 @@ class RandCropByTaskd(Randomizable):
 
     Args:
         spatial_size: patch size in voxels, one entry per spatial dimension.
-        num_samples: patches per task.
+        num_samples: patches per task, one number for all tasks or one for each.
         image_key: key of the image, background 0, shape ``(C, *spatial)``.
         label_key: key of the inner classes, shape ``(1, *spatial)``.
 
     Returns:
-        A list of ``len(TASKS) * num_samples`` dictionaries of plain tensors with the keys ``image_key``, ``label_key``
-        and ``task``, grouped by the task they were asked for.
+        A list of dictionaries of plain tensors, one per patch, with the keys ``image_key``, ``label_key`` and ``task``,
+        grouped by the task they were asked for.
+
+    Raises:
+        ValueError: if ``num_samples`` is a sequence that does not hold one number per task.
     """
 
     def __init__(
-        self, spatial_size: Sequence[int], num_samples: int = 2, image_key: str = "image", label_key: str = "label"
+        self,
+        spatial_size: Sequence[int],
+        num_samples: int | Sequence[int] = 2,
+        image_key: str = "image",
+        label_key: str = "label",
     ) -> None:
         self.spatial_size = tuple(spatial_size)
-        self.num_samples = num_samples
+        self.num_samples = ensure_tuple_rep(num_samples, len(TASKS))
         self.image_key = image_key
         self.label_key = label_key
         self.pad = SpatialPad(self.spatial_size, method="end")
@@ -59,9 +67,9 @@ class RandCropByTaskd(Randomizable):
         image, label = _plain(self.pad(data[self.image_key])), _plain(self.pad(data[self.label_key]))
         centers = _centers(image, label)
         patches: list[dict[Hashable, Any]] = []
-        for wanted in range(len(TASKS)):
+        for wanted, number in enumerate(self.num_samples):
             task = max(task for task in range(wanted + 1) if len(centers[task]) or not task)
-            for _ in range(self.num_samples):
+            for _ in range(number):
                 window = (slice(None), *self._window_around(centers[task], label.shape[1:]))
                 cut: dict[Hashable, Any] = {
                     self.image_key: image[window].clone(),
