@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 # A module imports only what stands before it, reading this table like a page: lower layers, then to its left.
 LAYERS = (
     "regions files",
-    "networks.blocks layouts losses transforms loading sampling datalist phantom inferers optimization",
+    "networks.blocks layouts losses transforms postprocessing loading sampling datalist phantom inferers optimization",
     "networks.nets networks curriculum weights checkpoint",
     "report demo __main__",
 )
