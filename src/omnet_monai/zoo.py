@@ -26,9 +26,10 @@ FILES = (
     "docs/README.md",
     "docs/data_license.txt",
 )
+# The formatters rewrite, as the zoo's "runtests.sh --autofix" does; flake8 must then find nothing.
 STYLE = {
-    "black": ["--check", "--quiet", "--line-length", "120"],
-    "isort": ["--check", "--profile", "black", "--line-length", "120"],
+    "black": ["--quiet", "--line-length", "120", "--skip-magic-trailing-comma"],
+    "isort": ["--quiet", "--profile", "black", "--line-length", "120"],
     "flake8": ["--max-line-length", "120", "--extend-ignore", "E203,N812"],
 }
 
@@ -185,7 +186,7 @@ def _check_torchscript(job: _Job) -> str:
 def _check_style(job: _Job) -> str:
     for tool, settings in STYLE.items():
         job.run("-m", tool, *settings, str(job.bundle / "omnet_monai"), path=".")
-    return ", ".join(STYLE)
+    return "flake8 finds nothing after black and isort"
 
 
 def _check_unit_tests(job: _Job) -> str:

@@ -5,7 +5,7 @@ import sys
 import tempfile
 import unittest
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigWorkflow, create_workflow, load
 
 BUNDLE_ROOT = os.path.join("models", "brats_mri_omnet_segmentation")
 TINY = {
@@ -60,6 +60,15 @@ class TestBratsMriOmnetSegmentation(unittest.TestCase):
     def test_inference_segments_every_case_with_the_bundles_weights(self):
         self.run_config(["inference.json"])
         self.assertEqual(sorted(os.listdir(self.out)), ["phantom_000_seg.nii.gz", "phantom_001_seg.nii.gz"])
+
+    def test_a_program_loads_the_network_and_the_workflow(self):
+        models, name = os.path.split(BUNDLE_ROOT)
+        network = load(name, bundle_dir=models, workflow_type="inference")
+        workflow = create_workflow(
+            config_file=os.path.join(BUNDLE_ROOT, "configs", "inference.json"), workflow_type="inference"
+        )
+        self.assertEqual(type(network).__name__, "OMNet")
+        self.assertEqual(network.state_dict().keys(), workflow.network_def.state_dict().keys())
 
 
 if __name__ == "__main__":

@@ -161,11 +161,9 @@ class OMNet(nn.Module):
         width = features[0]
         self.backbone = FusionNet(spatial_dims, in_channels, features, norm, dropout)
         self.heads = nn.ModuleList(
-            (
-                CrossTaskGuidedAttention(spatial_dims, width, count)
-                if attention == "cga" and task
-                else TaskHead(spatial_dims, width, count, norm, squeeze=attention == "se")
-            )
+            CrossTaskGuidedAttention(spatial_dims, width, count)
+            if attention == "cga" and task
+            else TaskHead(spatial_dims, width, count, norm, squeeze=attention == "se")
             for task, count in enumerate(class_counts)
         )
         self.channels = [list(task.channels) for task in TASKS]
