@@ -54,7 +54,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_package_holds_what_is_published_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
-    for name in ("runs/checkpoint.pt", "eval/dice.csv", "models/model.ts", "configs/.train.json.swp", "mlruns/1"):
+    for name in (
+        "runs/checkpoint.pt",
+        "eval/dice.csv",
+        "models/model.ts",
+        "configs/.train.json.swp",
+        "mlruns/1",
+        "docs/.page.md.swp",
+    ):
         (bundle / name).parent.mkdir(exist_ok=True)
         (bundle / name).write_text("not published")
     package(str(tmp_path / "out"), str(bundle))
@@ -74,6 +81,25 @@ def test_every_page_finds_the_files_it_links_to(packaged: Path) -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_the_model_card_has_the_sections_that_users_of_the_zoo_know(packaged: Path) -> None:
+    card = (packaged / "docs" / "README.md").read_text()
+    assert re.findall(r"^## (.*)", card, flags=re.MULTILINE) == [
+        "Data",
+        "Training configuration",
+        "Performance",
+        "MONAI Bundle Commands",
+        "Limitations",
+        "Authors",
+        "Tags",
+        "System Configuration",
+        "References",
+        "License",
+    ]
+    assert card.startswith("# Model Overview\n")
+    for section in ("Preprocessing", "Memory", "Input", "Output"):
+        assert f"\n### {section}\n" in card
+
+
 def test_the_same_input_gives_the_same_archive(bundle: Path, tmp_path: Path) -> None:
     package(str(tmp_path / "one"), str(bundle))
     for file in bundle.rglob("*.json"):
@@ -84,6 +110,8 @@ def test_the_same_input_gives_the_same_archive(bundle: Path, tmp_path: Path) -> 
     assert (tmp_path / "two" / ARCHIVE).read_bytes() == archive
     package(str(tmp_path / "three"), str(tmp_path / "one" / BUNDLE_NAME))  # a package, packaged
     assert (tmp_path / "three" / ARCHIVE).read_bytes() == archive
+    package(str(tmp_path / "one"), str(tmp_path / "one" / BUNDLE_NAME), "https://example.org/model.pt")  # in its place
+    assert (tmp_path / "one" / ARCHIVE).read_bytes() == archive
 
 
 def test_the_archive_holds_the_folder(packaged: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from monai.bundle import ConfigParser
 
 import omnet_monai
 from omnet_monai.demo import bundle_root
-from omnet_monai.files import whole_file
 from omnet_monai.weights import load_weights
 
 __all__ = ["BUNDLE_NAME", "LARGE_FILE", "WEIGHTS", "check_weights", "package"]
@@ -52,29 +51,19 @@ def package(directory: str, bundle: str = "", weights_url: str = "") -> None:
         raise ValueError(f"weights_url must be an http or https address, got {weights_url}")
     check_weights(root)
     _check_replaceable(target)
+    weights = (root / WEIGHTS).read_bytes()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".package", dir=out) as temporary:
-        folder = Path(temporary) / BUNDLE_NAME
-        _lay_out(root, folder)
-        with whole_file(archive) as file:
-            _write_archive(folder, file)
-        sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-        size = (folder / WEIGHTS).stat().st_size
+        aside = Path(temporary)
+        folder = _lay_out(root, aside / BUNDLE_NAME)
+        _write_archive(folder, aside / archive.name)
         if weights_url:
-            _replace_by_address(folder, weights_url, sha256)
+            _replace_by_address(folder, weights_url, weights)
         if target.exists():
-            os.replace(target, Path(temporary) / "replaced")
+            os.replace(target, aside / "replaced")
         os.replace(folder, target)
-    print(f"folder:  {target}, {sum(file.stat().st_size for file in _files(target)) / 1e6:.1f} MB")
-    print(f"archive: {archive}, {archive.stat().st_size / 1e6:.1f} MB")
-    print(f"weights: {size / 1e6:.1f} MB, SHA-256 {sha256}")
-    if weights_url:
-        print(f"large_files.yml stands for {WEIGHTS}; the weights must lie at {weights_url}")
-    elif size > LARGE_FILE:
-        print(
-            f"Only for the zoo's repository: it takes no file over {LARGE_FILE / 1e6:.0f} MB. Upload the weights, and"
-        )
-        print("give their address with --weights_url: large_files.yml then stands for them.")
+        os.replace(aside / archive.name, archive)
+    _report(target, archive, weights, weights_url)
 
 
 def check_weights(root: str | Path) -> None:
@@ -114,16 +103,17 @@ def _check_replaceable(target: Path) -> None:
         raise ValueError(f"{target} must hold nothing but an earlier package to be replaced, got {', '.join(others)}")
 
 
-def _lay_out(root: Path, folder: Path) -> None:
-    """Copy what is published; caches, runs and results stay behind."""
+def _lay_out(root: Path, folder: Path) -> Path:
+    """Copy what is published to a new folder and return it; caches, runs and results stay behind."""
     code = Path(omnet_monai.__file__).parent
-    docs = [file for file in (root / "docs").iterdir() if file.name not in UNPUBLISHED_DOCS]
-    configs = [file for file in (root / "configs").iterdir() if file.suffix in (".json", ".conf")]
+    docs = [file for file in (root / "docs").glob("[!.]*") if file.name not in UNPUBLISHED_DOCS]
+    configs = [file for file in (root / "configs").glob("[!.]*") if file.suffix in (".json", ".conf")]
     files = [(file, file.relative_to(root)) for file in (root / "LICENSE", root / WEIGHTS, *configs, *docs)]
     files += [(file, file.relative_to(code.parent)) for file in code.rglob("*.py")]
     for source, path in files:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / path)
+    return folder
 
 
 def _files(folder: Path) -> list[Path]:
@@ -139,9 +129,24 @@ def _write_archive(folder: Path, path: Path) -> None:
             archive.writestr(entry, file.read_bytes())
 
 
-def _replace_by_address(folder: Path, url: str, sha256: str) -> None:
+def _replace_by_address(folder: Path, url: str, weights: bytes) -> None:
     """Leave the address and the hash in the place of the weights, as the zoo's CI and ``download_large_files`` read."""
-    lines = [f"path: {json.dumps(WEIGHTS)}", f"url: {json.dumps(url)}", f'hash_val: "{sha256}"', 'hash_type: "sha256"']
+    entry = {"path": WEIGHTS, "url": url, "hash_val": hashlib.sha256(weights).hexdigest(), "hash_type": "sha256"}
+    lines = [f"{key}: {json.dumps(value)}" for key, value in entry.items()]
     (folder / "large_files.yml").write_text("large_files:\n  - " + "\n    ".join(lines) + "\n", encoding="utf-8")
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).parent.rmdir()
+
+
+def _report(folder: Path, archive: Path, weights: bytes, weights_url: str) -> None:
+    """Print where everything is and what remains to be done."""
+    print(f"folder:  {folder}, {sum(file.stat().st_size for file in _files(folder)) / 1e6:.1f} MB")
+    print(f"archive: {archive}, {archive.stat().st_size / 1e6:.1f} MB")
+    print(f"weights: {len(weights) / 1e6:.1f} MB, SHA-256 {hashlib.sha256(weights).hexdigest()}")
+    if weights_url:
+        print(f"large_files.yml stands for {WEIGHTS}; the weights must lie at {weights_url}")
+    elif len(weights) > LARGE_FILE:
+        print(
+            f"The zoo's repository takes no file over {LARGE_FILE / 1e6:.0f} MB: for a pull request there, upload the"
+        )
+        print("weights and give their address with --weights_url.")
