@@ -58,7 +58,8 @@ def test_a_package_holds_what_is_published_and_nothing_else(bundle: Path, tmp_pa
         "runs/checkpoint.pt",
         "eval/dice.csv",
         "models/model.ts",
-        "configs/.train.json.swp",
+        "configs/notes.txt",
+        "configs/.train.json",
         "mlruns/1",
         "docs/.page.md.swp",
     ):

@@ -84,7 +84,8 @@ def test_metadata_that_breaks_its_schema_is_named(
 
 
 def test_large_files_without_a_hash_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "large_files.yml").write_text("large_files:\n  - path: models/model.pt\n    url: http://127.0.0.1/m.pt\n")
+    text = "large_files:\n  - path: models/model.pt\n    url: http://127.0.0.1/m.pt\n    hash_type: sha256\n"
+    (folder / "large_files.yml").write_text(text)
     with pytest.raises(ValueError, match="checks failed: large_files"):
         check(str(folder), only="large_files")
     assert "must state hash_val and hash_type: sha256" in lines(capsys)[0]
