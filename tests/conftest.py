@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from omnet_monai.datalist import write_datalist
+from omnet_monai.networks import OMNet
+from omnet_monai.packaging import BUNDLE_NAME, package
 from omnet_monai.phantom import write_phantoms
+from omnet_monai.weights import ModelFile
+
+BUNDLE = Path(__file__).parents[1] / "bundle"
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +50,24 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     split.write_text(json.dumps({"training": names[:3], "test": names[3:]}))
     write_datalist(folder, folds=3, split=split)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the bundle whose inference config names a small network, with random weights for it."""
+    root = tmp_path_factory.mktemp("small") / "bundle"
+    shutil.copytree(BUNDLE, root, ignore=shutil.ignore_patterns("models", "runs", "eval", "phantoms", "mlruns"))
+    inference = root / "configs" / "inference.json"
+    config = json.loads(inference.read_text())
+    config["network_def"]["features"] = [2, 2, 4, 4]
+    inference.write_text(json.dumps(config))
+    ModelFile(root / "models" / "model.pt", OMNet(class_counts=(4, 4, 2), features=(2, 2, 4, 4))).save()
+    return root
+
+
+@pytest.fixture(scope="session")
+def packaged(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that packaging makes of the small bundle; tests copy it before they change it."""
+    folder = tmp_path_factory.mktemp("packaged")
+    package(str(folder), str(small_bundle))
+    return folder / BUNDLE_NAME

@@ -20,7 +20,7 @@ LAYERS = (
     "regions files",
     "networks.blocks layouts losses transforms postprocessing loading sampling datalist phantom inferers optimization",
     "networks.nets networks curriculum weights checkpoint",
-    "report demo __main__",
+    "report demo packaging zoo __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]
 FILES = sorted(PACKAGE.rglob("*.py"))

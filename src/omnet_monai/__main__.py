@@ -9,7 +9,9 @@ import fire
 
 from omnet_monai.datalist import datalist
 from omnet_monai.demo import demo
+from omnet_monai.packaging import package
 from omnet_monai.phantom import write_phantoms
+from omnet_monai.zoo import check
 
 
 def phantom(directory: str, cases: int = 8, seed: int = 0, size: tuple[int, int, int] = (96, 96, 64)) -> None:
@@ -21,7 +23,8 @@ def phantom(directory: str, cases: int = 8, seed: int = 0, size: tuple[int, int,
 def main() -> None:
     """Run one verb; an error of the user's is one line on stderr and exit status 1."""
     try:
-        fire.Fire({"datalist": datalist, "demo": demo, "phantom": phantom}, name="python -m omnet_monai")
+        verbs = {"check": check, "datalist": datalist, "demo": demo, "package": package, "phantom": phantom}
+        fire.Fire(verbs, name="python -m omnet_monai")
     except (ValueError, OSError) as error:
         if os.environ.get("OMNET_DEBUG"):
             raise

@@ -66,12 +66,13 @@ def demo(
 
 def bundle_root(bundle: str = "") -> Path:
     """
-    Return the root of the bundle: the given one, or the one that lies beside this package's source.
+    Return the root of the bundle: the given one, or the one this package was packaged in, or that beside its source.
 
     Raises:
         ValueError: if there are no configs.
     """
-    root = Path(bundle) if bundle else Path(__file__).resolve().parents[2] / "bundle"
+    around, beside = Path(__file__).resolve().parents[1], Path(__file__).resolve().parents[2] / "bundle"
+    root = Path(bundle) if bundle else around if (around / "configs").is_dir() else beside
     if not (root / "configs" / "train.json").is_file():
         raise ValueError(f"the bundle must hold configs/train.json, got {root}; name it with --bundle")
     return root
