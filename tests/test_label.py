@@ -168,17 +168,24 @@ class Server:
     def work(self, path: str, **request: Any) -> str:
         """Have a task done in the background; its status comes back."""
         self.ask("POST", path, json.dumps(request).encode())
+        return self.finish(path.rpartition("/")[0] + "/")
+
+    def finish(self, path: str) -> str:
+        """Wait for the end of a task in the background; its status comes back."""
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
-            status = self.ask("GET", "/" + "/".join(path.split("?")[0].split("/")[1:-1]) + "/")["status"]
+            status = self.ask("GET", path)["status"]
             if status not in ("SUBMITTED", "RUNNING"):
                 return status
             time.sleep(0.5)
         pytest.fail(f"{path} does not end:\n{self.text()[-3000:]}")
 
-    def text(self) -> str:
-        """What it logged so far."""
-        return self.log.read_text(errors="replace")
+    def says(self, text: str) -> bool:
+        """Whether it logs a text; a refused request is answered before it is logged."""
+        end = time.monotonic() + 20
+        while text not in self.text() and time.monotonic() < end:
+            time.sleep(0.1)
+        return text in self.text()
 
     def stop(self) -> None:
         """End the server and what it started."""
@@ -284,6 +291,116 @@ def test_a_case_without_a_sequence_is_named_and_the_server_goes_on(
         shutil.copy(file, tmp_path)
     with pytest.raises(urllib.error.HTTPError, match="500"):
         server.infer({"image": str(tmp_path)})
-    assert f"ValueError: case {case}: {tmp_path}: a file for each of t1, t1c, t2, flair must be there" in server.text()
-    assert "got missing t2" in server.text()
+    rule = "a file for each of t1, t1c, t2, flair must be there, got missing t2"
+    assert server.says(f"ValueError: case {case}: {tmp_path}: {rule}")
     assert server.infer({"image": case}).shape == (40, 40, 32)
+
+
+def train(server: Server, **changes: Any) -> tuple[str, str]:
+    """Train as 3D Slicer asks for it, with every setting the server told; the status and what was logged come back."""
+    settings = server.ask("GET", "/info/")["trainers"][NAME]["config"]
+    request = {key: value[0] if isinstance(value, list) else value for key, value in settings.items()}
+    before = len(server.text())
+    status = server.work(f"/train/{NAME}", **request | changes)
+    return status, server.text()[before:]
+
+
+def submit(server: Server, case: str, label: Path) -> None:
+    server.upload(f"/datastore/label?image={case}&tag=final", "label", label)
+
+
+@pytest.mark.parametrize(
+    ("val_split", "saved"),
+    [(0.0, "No validation chose a network: saved the last one"), (0.5, "Best dice_mean so far")],
+    ids=["without validation cases", "with a validation case"],
+)
+def test_training_starts_from_the_weights_with_all_tasks_and_saves(
+    val_split: float, saved: str, server: Server, cases: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    for case in list(cases)[:2]:
+        submit(server, case, slicer_label(cases[case], tmp_path / f"{case}.nii.gz"))
+    weights = server.bundle / "models" / "model.pt"
+    before = weights.read_bytes()
+    status, log = train(server, max_epochs=3, val_split=val_split)
+    assert status == "DONE", log[-3000:]
+    assert f"Restored all variables from {weights}" in log
+    assert [line.split(" - ")[-1] for line in log.splitlines() if "tasks active (" in line] == [
+        "Curriculum: 3 of 3 tasks active (coarse, refined, precise), epoch 1."
+    ]
+    assert "Epoch 3 of 3: loss coarse" in log
+    assert saved in log
+    assert weights.read_bytes() != before
+
+
+def test_an_inference_after_training_uses_the_new_weights(
+    python: str, server: Server, cases: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    case = list(cases)[3]
+    expected = run_bundle(python, server.bundle, {case: cases[case]}, tmp_path)[case]
+    assert_same(server.infer({"image": str(cases[case][0])}), expected)
+
+
+def test_batch_inference_stores_a_label_map_of_each_unlabeled_case(
+    server: Server, cases: dict[str, list[Path]], studies: Path
+) -> None:
+    case = list(cases)[2]  # the first two are labeled
+    settings = {"save_label": True, "label_tag": "original", "max_workers": 1, "multi_gpu": False}
+    assert server.work(f"/batch/infer/{NAME}?images=unlabeled", **settings) == "DONE"
+    assert_same(nib.load(studies / "labels" / "original" / f"{case}.nii.gz"), server.infer({"image": case}))
+
+
+def test_a_label_with_unknown_codes_is_named_and_nothing_is_trained(
+    server: Server, cases: dict[str, list[Path]], studies: Path, tmp_path: Path
+) -> None:
+    case = next(iter(cases))
+    submit(server, case, slicer_label(cases[case], tmp_path / "label.nii.gz", changed=7))
+    before = (server.bundle / "models" / "model.pt").read_bytes()
+    status, log = train(server, max_epochs=1, val_split=0.0)
+    assert status == "ERROR"
+    stored = studies / "labels" / "final" / f"{case}.nii.gz"
+    rule = "label codes of no scheme must be among [0, 1, 2, 3, 4], got [7.0]"
+    assert f"ValueError: case {case}: {stored}: {rule}" in log
+    assert (server.bundle / "models" / "model.pt").read_bytes() == before
+    assert server.infer({"image": case}).shape == (40, 40, 32)
+
+
+def test_weights_of_another_variant_are_refused_and_the_server_goes_on(
+    server: Server, cases: dict[str, list[Path]]
+) -> None:
+    case = next(iter(cases))
+    write_weights(server.bundle, attention="none")
+    with pytest.raises(urllib.error.HTTPError, match="500"):
+        server.infer({"image": case})
+    assert server.says('Missing key(s) in state_dict: "heads.1.segmentation')
+    write_weights(server.bundle)
+    assert server.infer({"image": case}).shape == (40, 40, 32)
+
+
+def test_a_bundle_without_weights_is_left_out_of_the_models(
+    python: str, bundle: Path, studies: Path, tmp_path: Path
+) -> None:
+    without = shutil.copytree(bundle, tmp_path / "without" / NAME, ignore=shutil.ignore_patterns("model.pt"))
+    server = Server(python, tmp_path, without, studies)
+    try:
+        assert server.wait().ask("GET", "/info/")["models"] == {}
+        assert server.says(f"Ignore {server.bundle} as neither model.pt nor model.ts exists")
+        with pytest.raises(urllib.error.HTTPError, match="500"):
+            server.infer({"image": "phantom_000"})
+        assert NAME in server.ask("GET", "/info/")["trainers"]
+    finally:
+        server.stop()
+
+
+def test_unlabeled_cases_are_scored_by_what_dropout_changes(
+    python: str, bundle: Path, studies: Path, cases: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    unlabeled = shutil.copytree(studies, tmp_path / "studies", ignore=shutil.ignore_patterns("labels"))
+    conf = ["--conf", "epistemic_model", NAME, "--conf", "epistemic_simulation_size", "2"]
+    server = Server(python, tmp_path, bundle, unlabeled, *conf)
+    try:
+        assert server.wait().finish("/scoring/") == "DONE", server.text()[-3000:]  # it scores as soon as it is up
+        scores = [server.ask("GET", f"/datastore/image/info?image={case}") for case in list(cases)[:3]]
+        # Of labels it would be negative; of three probabilities, -p log p adds up to 3 / e at most.
+        assert all(0 < score["epistemic_entropy"] < 3 / np.e for score in scores)
+    finally:
+        server.stop()
