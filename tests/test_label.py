@@ -107,21 +107,23 @@ def studies(cases: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFacto
 
 
 class Server:
-    """MONAI Label's server in a process group of its own, on a free port, with a copy of the bundle."""
+    """The server, started as the page says, in a process group of its own, on a free port, with a copy of the bundle."""
 
     def __init__(self, python: str, folder: Path, bundle: Path, studies: Path, *conf: str) -> None:
-        app, self.log = folder / "app", folder / "server.log"
+        app, self.log = folder / "apps" / "monaibundle", folder / "server.log"
         shutil.copytree(Path(python).parents[1] / "monailabel" / "sample-apps" / "monaibundle", app)
         self.bundle = app / "model" / NAME
         shutil.copytree(bundle, self.bundle)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        words = f"-m monailabel.main start_server --host 127.0.0.1 --port {self.address.split(':')[-1]}"
-        words += f" --app {app} --studies {studies} --conf models {NAME} --conf zoo_source local --conf sam2 false"
+            port = str(free.getsockname()[1])
+        self.address = f"http://127.0.0.1:{port}"
+        page = (ROOT / "bundle" / "docs" / "monai-label.md").read_text()
+        line = next(line for line in page.splitlines() if " start_server " in line)
+        words = line.replace("8000", port).replace("STUDIES", str(studies)).split()
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [python, *words.split(), *conf],
+                [python, *words[1:], *conf],
                 cwd=folder,
                 env=bare_environment() | {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions")},
                 stdout=log,
