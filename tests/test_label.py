@@ -107,7 +107,7 @@ def studies(cases: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFacto
 
 
 class Server:
-    """The server, started as the page says, in a process group of its own, on a free port, with a copy of the bundle."""
+    """The server, started as the page says, in a process group and on a port of its own, with a copy of the bundle."""
 
     def __init__(self, python: str, folder: Path, bundle: Path, studies: Path, *conf: str) -> None:
         app, self.log = folder / "apps" / "monaibundle", folder / "server.log"
