@@ -182,6 +182,10 @@ class Server:
             time.sleep(0.5)
         pytest.fail(f"{path} does not end:\n{self.text()[-3000:]}")
 
+    def text(self) -> str:
+        """What it logged so far."""
+        return self.log.read_text(errors="replace")
+
     def says(self, text: str) -> bool:
         """Whether it logs a text; a refused request is answered before it is logged."""
         end = time.monotonic() + 20

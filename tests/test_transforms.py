@@ -258,7 +258,7 @@ def test_what_leaves_out_the_inversion_keeps_the_probabilities() -> None:
 
 def test_the_label_map_is_that_of_the_probabilities_on_the_cases_grid() -> None:
     image = MetaTensor(torch.ones(1, 6, 5, 4), affine=torch.diag(torch.tensor([2.0, 1, 1, 1])))
-    resample = Spacingd("image", pixdim=1.0)
+    resample = Spacingd("image", pixdim=0.7)
     data = resample({"image": image})
     probs = torch.rand(3, *data["image"].shape[1:], generator=torch.Generator().manual_seed(0))
     data["pred"] = MetaTensor(probs, meta=data["image"].meta)
