@@ -146,6 +146,19 @@ def test_an_image_with_meta_data_gives_the_same_probabilities() -> None:
     assert torch.equal(out.affine, affine)
 
 
+@torch.no_grad()
+def test_in_training_mode_without_gradients_dropout_alone_acts() -> None:
+    network, x = small_network(), image(*WINDOW)
+    inferer, expected = AutocastInferer(SlidingWindowInferer(WINDOW), amp=False), network(x)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    samples = [inferer(x, network.train()) for _ in range(2)]
+    assert all(sample.shape == (1, 3, *WINDOW) for sample in samples)  # probabilities, where training gives logits
+    assert not torch.equal(*samples)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    network.train().backbone.dropout.p = 0.0
+    torch.testing.assert_close(inferer(x, network), expected)
+
+
 @pytest.mark.parametrize(("available", "expected"), [(True, "cuda"), (False, "cpu")], ids=["a GPU", "no GPU"])
 def test_the_default_device_is_the_gpu_if_there_is_one(monkeypatch, available: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)

@@ -576,7 +576,13 @@ def test_a_deep_copy_is_equal_and_independent() -> None:
     assert torch.equal(network(x), expected)
 
 
-@torch.no_grad()
+@pytest.mark.parametrize("other", ["none", "se"], ids=str)
+def test_weights_of_another_variant_are_refused_even_when_asked_to_take_what_fits(other: str) -> None:
+    network, others = small_network(), small_network(other)
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "heads\.1\.segmentation\.'):
+        network.load_state_dict(others.state_dict(), strict=False)
+
+
 def test_dropout_acts_in_training_alone_and_can_be_switched_off() -> None:
     x = normal(2, 4, 16, 16, 16)
     dropped, kept = small_network(dropout=0.5), small_network(dropout=0.0)

@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, CropForegroundd, Invertd, Orientationd, SaveImaged
+from monai.transforms import Compose, CropForegroundd, Invertd, Orientationd, SaveImaged, Spacingd
 
 from omnet_monai.loading import LoadCased
 from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS, REGIONS, SCHEMES
-from omnet_monai.transforms import LabelsToRegionsd, RandCropByTaskd, RegionsToLabelsd, case_name, nonzero
+from omnet_monai.transforms import (
+    InvertToLabelsd,
+    LabelsToRegionsd,
+    RandCropByTaskd,
+    RegionsToLabelsd,
+    case_name,
+    nonzero,
+)
 
 SHAPE = (24, 20, 12)
 SIZE = (8, 6, 4)
@@ -256,6 +263,23 @@ def test_the_brain_crop_keeps_negative_intensities() -> None:
     assert (float(cropped[1, 0, 0, 0]), float(cropped[2, 4, 2, 0])) == (-1.5, 2)
 
 
+def test_what_leaves_out_the_inversion_keeps_the_probabilities() -> None:
+    # MONAI Label's scoring drops every Invertd from the chain and takes the entropy of the rest.
+    assert issubclass(InvertToLabelsd, Invertd)
+
+
+def test_the_label_map_is_that_of_the_probabilities_on_the_cases_grid() -> None:
+    image = MetaTensor(torch.ones(1, 6, 5, 4), affine=torch.diag(torch.tensor([2.0, 1, 1, 1])))
+    resample = Spacingd("image", pixdim=0.7)
+    data = resample({"image": image})
+    probs = torch.rand(3, *data["image"].shape[1:], generator=torch.Generator().manual_seed(0))
+    data["pred"] = MetaTensor(probs, meta=data["image"].meta)
+    inverted = Invertd("pred", transform=resample, orig_keys="image", nearest_interp=False)(data)
+    label = InvertToLabelsd("pred", transform=resample, orig_keys="image")(data)["pred"]
+    assert (label.dtype, label.shape) == (torch.uint8, (1, 6, 5, 4))
+    assert torch.equal(label, RegionsToLabelsd("pred")(inverted)["pred"])
+
+
 def test_a_segmentation_is_saved_under_its_case_on_the_grid_of_the_files(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     volumes = rng.integers(0, 2000, (4, 5, 6, 7)).astype(np.int16)
@@ -267,8 +291,7 @@ def test_a_segmentation_is_saved_under_its_case_on_the_grid_of_the_files(tmp_pat
     data = preprocessing({"image": files, "case": "patient 1"})
     data["pred"] = (data["image"][:3] > 1000).float()  # of a volume turned to LPS
     postprocessing = Compose([
-        Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
-        RegionsToLabelsd("pred", scheme="brats2017"),
+        InvertToLabelsd("pred", transform=preprocessing, orig_keys="image", scheme="brats2017"),
         SaveImaged(
             "pred", output_dir=tmp_path / "out", output_postfix="seg", output_dtype=np.uint8, separate_folder=False,
             resample=False, output_name_formatter=case_name, print_log=False,

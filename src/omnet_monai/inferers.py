@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 __all__ = ["AutocastInferer", "default_device", "has_bfloat16"]
 
@@ -16,7 +18,8 @@ class AutocastInferer(Inferer):
     Run one of MONAI's inferers under autocast and in the channels-last memory format.
 
     MONAI's engines know only CUDA autocast, and MONAI Label calls ``inferer(inputs, network)`` and nothing else: here
-    both get mixed precision.
+    both get mixed precision. A network in training mode but without gradients, as MONAI Label has it to score cases by
+    what dropout changes, is put into evaluation mode with its dropout on, and stays so.
 
     Args:
         inferer: the inferer that does the work.
@@ -31,6 +34,7 @@ class AutocastInferer(Inferer):
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what the wrapped inferer returns for ``inputs``, shape ``(B, C, *spatial)``."""
         kind = inputs.device.type
+        _leave_only_dropout(network)
 
         def channels_last(window: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             layout = torch.channels_last_3d if window.dim() == 5 else torch.channels_last
@@ -50,3 +54,9 @@ def has_bfloat16(device_type: str) -> bool:
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device_type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def _leave_only_dropout(network: Callable[..., Any]) -> None:
+    if isinstance(network, nn.Module) and network.training and not torch.is_grad_enabled():
+        for module in network.modules():
+            module.training = isinstance(module, _DropoutNd)

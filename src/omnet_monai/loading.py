@@ -222,8 +222,7 @@ def _grid_shift(case: str, file: Path, grid: Grid, first: Grid) -> float:
         raise _error(case, file, f"files must share a spatial shape, got {shape} beside {first_shape}")
     columns = np.linalg.norm(affine[:3, :3] - first_affine[:3, :3], axis=0).max()
     if columns > AXES_TOLERANCE:
-        rule = f"axes and spacing must agree within {AXES_TOLERANCE} mm per voxel"
-        raise _error(case, file, f"{rule}, got a difference of {columns:.4f} mm")
+        raise _error(case, file, f"axes and spacing must agree within {AXES_TOLERANCE} mm/voxel, got {columns:.4f} mm")
     offset = affine[:3, 3] - first_affine[:3, 3]
     voxels = np.abs(np.linalg.solve(first_affine[:3, :3], offset)).max()
     if voxels > ORIGIN_TOLERANCE:
@@ -244,7 +243,8 @@ def _with_meta(volume: torch.Tensor, affine: np.ndarray, case: str, file: Path) 
         "spatial_shape": np.array(volume.shape[1:]),
         "original_channel_dim": 0,
         "space": "RAS",
-        "filename_or_obj": str(file),
+        # Without extension: for a NIfTI file, Spacingd would write into all "image_*", MONAI Label's path among them.
+        "filename_or_obj": str(file.with_name(stem(file) or file.name)),
         "case": case,
     }
     return MetaTensor(volume, affine=torch.from_numpy(affine.copy()), meta=meta)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor, PathLike
 from monai.data import MetaTensor, NibabelWriter
-from monai.transforms import MapTransform, Randomizable, SpatialPad
+from monai.transforms import Invertd, InvertibleTransform, MapTransform, Randomizable, SpatialPad
 from monai.utils import ensure_tuple_rep
 
 from omnet_monai.files import whole_file
@@ -23,7 +23,15 @@ from omnet_monai.regions import (
     regions_from_classes,
 )
 
-__all__ = ["LabelMapWriter", "LabelsToRegionsd", "RandCropByTaskd", "RegionsToLabelsd", "case_name", "nonzero"]
+__all__ = [
+    "InvertToLabelsd",
+    "LabelMapWriter",
+    "LabelsToRegionsd",
+    "RandCropByTaskd",
+    "RegionsToLabelsd",
+    "case_name",
+    "nonzero",
+]
 
 
 class RandCropByTaskd(Randomizable):
@@ -109,6 +117,32 @@ class RegionsToLabelsd(MapTransform):
         for key in self.key_iterator(result):
             result[key] = codes_from_classes(classes_from_regions(result[key], self.threshold), self.scheme)
         return result
+
+
+class InvertToLabelsd(Invertd):
+    """
+    Bring region probabilities ``(3, *spatial)`` back to the grid their case came on, and fuse them there as
+    :class:`RegionsToLabelsd` does.
+
+    One transform, not two: MONAI Label scores unlabeled cases by the entropy of what its chain yields without
+    ``Invertd``, which so is the probabilities.
+
+    Args:
+        keys: keys of the region probabilities.
+        transform: the transforms to invert.
+        orig_keys: key of the image that went through them.
+        scheme: label scheme of the codes to write; the default's are 0, 1, 2, 3.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, transform: InvertibleTransform, orig_keys: str, scheme: str = "brats2023"
+    ) -> None:
+        super().__init__(keys, transform, orig_keys, nearest_interp=False)
+        self.to_labels = RegionsToLabelsd(keys, scheme=scheme)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each key's probabilities by a label map on the case's own grid."""
+        return self.to_labels(super().__call__(data))
 
 
 class LabelsToRegionsd(MapTransform):

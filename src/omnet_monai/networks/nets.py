@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Union
+from collections.abc import Mapping, Sequence
+from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
@@ -176,6 +176,10 @@ class OMNet(nn.Module):
             nn.init.kaiming_normal_(conv.weight)
             if conv.bias is not None:
                 nn.init.constant_(conv.bias, 0.0 if conv is convs[0] else 0.1)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, strictly whatever is asked: MONAI Label would go on with half of another variant's."""
+        return super().load_state_dict(state_dict, strict=True, assign=assign)
 
     def forward(self, x: torch.Tensor, num_tasks: int = 3) -> Union[torch.Tensor, list[torch.Tensor]]:  # noqa: UP007
         """
