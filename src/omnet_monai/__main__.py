@@ -9,6 +9,7 @@ import fire
 
 from omnet_monai.datalist import datalist
 from omnet_monai.demo import demo
+from omnet_monai.export import export
 from omnet_monai.phantom import write_phantoms
 
 
@@ -21,8 +22,8 @@ def phantom(directory: str, cases: int = 8, seed: int = 0, size: tuple[int, int,
 def main() -> None:
     """Run one verb; an error of the user's is one line on stderr and exit status 1."""
     try:
-        fire.Fire({"datalist": datalist, "demo": demo, "phantom": phantom}, name="python -m omnet_monai")
-    except (ValueError, OSError) as error:
+        fire.Fire({"datalist": datalist, "demo": demo, "export": export, "phantom": phantom}, name="python -m omnet_monai")
+    except (ImportError, ValueError, OSError) as error:
         if os.environ.get("OMNET_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)
