@@ -22,7 +22,9 @@ def phantom(directory: str, cases: int = 8, seed: int = 0, size: tuple[int, int,
 def main() -> None:
     """Run one verb; an error of the user's is one line on stderr and exit status 1."""
     try:
-        fire.Fire({"datalist": datalist, "demo": demo, "export": export, "phantom": phantom}, name="python -m omnet_monai")
+        fire.Fire(
+            {"datalist": datalist, "demo": demo, "export": export, "phantom": phantom}, name="python -m omnet_monai"
+        )
     except (ImportError, ValueError, OSError) as error:
         if os.environ.get("OMNET_DEBUG"):
             raise

@@ -38,7 +38,8 @@ def export(file: str, bundle: str = "", **overrides: Any) -> None:
     """
     path, root = Path(file), bundle_root(bundle)
     if path.suffix not in _WRITERS:
-        raise ValueError(f"file must end in one of {', '.join(_WRITERS)}, got {path}; .ts is for monai.bundle ckpt_export")
+        rule = f"file must end in one of {', '.join(_WRITERS)}, got {path}"
+        raise ValueError(f"{rule}; TorchScript is written by python -m monai.bundle ckpt_export")
     if path.suffix == ".onnx" and not all(optional_import(name)[1] for name in ("onnx", "onnxscript")):
         raise ImportError(f"{path}: writing ONNX needs onnx and onnxscript: pip install omnet-monai[onnx]")
     network = _network(root, overrides)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from monai.utils import optional_import
 from torch import nn
+from torch.export.passes import move_to_device_pass
 
 from omnet_monai.regions import REGIONS, SEQUENCES
 
@@ -18,10 +19,11 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 class ExportedNetwork(nn.Module):
     """
-    Run a network from the file it was exported to; the extension tells the format.
+    Run a network from the file it was exported to; the extension tells the format: ``.ts`` is TorchScript, ``.pt2`` is
+    ``torch.export``, and ``.onnx`` is run by ONNX Runtime.
 
-    ``.ts`` (TorchScript) follows autocast as the network itself does. ``.pt2`` (``torch.export``) and ``.onnx`` (run by
-    ONNX Runtime) compute in float32, whatever autocast says: their data types are part of the file.
+    It computes as exported, in float32, whatever autocast says: ``.pt2`` and ``.onnx`` carry their data types in the
+    file, and a scripted network under autocast rounds in other places than the network itself.
 
     Args:
         path: the file.
@@ -49,16 +51,15 @@ class ExportedNetwork(nn.Module):
         if path.suffix == ".onnx" and not optional_import("onnxruntime")[1]:
             raise ImportError(f"{path}: ONNX files need ONNX Runtime: pip install omnet-monai[onnx]")
         try:
-            # A bound method or a closure: registered as a submodule, the module of a .pt2 would refuse eval().
             self._forward = _OPENERS[path.suffix](path, device)
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
-            raise ValueError(f"{path} must hold an exported network, got a file that does not load: {reason}") from error
+            raise ValueError(f"{path} must hold an exported network, got {_reason(error)}") from error
         self._try(path, torch.zeros(1, len(SEQUENCES), *window, device=device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map normalized sequences ``(B, 4, *spatial)`` to region probabilities ``(B, 3, *spatial)``, float32."""
-        return self._forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x)
 
     def _try(self, path: Path, x: torch.Tensor) -> None:
         rule = f"{path} must map {len(SEQUENCES)} sequences of a window {tuple(x.shape[2:])} to {len(REGIONS)} regions"
@@ -66,11 +67,16 @@ class ExportedNetwork(nn.Module):
             with torch.no_grad():
                 pred = self(x)
         except Exception as error:
-            raise ValueError(f"{rule}, got {type(error).__name__}: {str(error).strip().splitlines()[-1]}") from error
+            raise ValueError(f"{rule}, got {_reason(error)}") from error
         if not isinstance(pred, torch.Tensor) or pred.shape != (1, len(REGIONS), *x.shape[2:]):
             raise ValueError(f"{rule}, got {tuple(pred.shape) if isinstance(pred, torch.Tensor) else type(pred)}")
         if pred.min() < 0 or pred.max() > 1:
             raise ValueError(f"{rule}' probabilities in [0, 1], got values from {pred.min():.3g} to {pred.max():.3g}")
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's type and the last line of its message, which TorchScript puts a traceback before."""
+    return f"{type(error).__name__}: {[*str(error).strip().splitlines(), ''][-1]}"
 
 
 def _require_tensorrt(path: Path, device: torch.device) -> None:
@@ -86,15 +92,8 @@ def _open_torchscript(path: Path, device: torch.device) -> Forward:
 
 
 def _open_program(path: Path, device: torch.device) -> Forward:
-    from torch.export.passes import move_to_device_pass
-
-    module = move_to_device_pass(torch.export.load(path), device).module()
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, enabled=False):
-            return module(x)
-
-    return forward
+    # A plain function: registered as a submodule, the program would refuse to be set to evaluation mode.
+    return move_to_device_pass(torch.export.load(path), device).module().forward
 
 
 def _open_onnx(path: Path, device: torch.device) -> Forward:
