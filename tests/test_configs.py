@@ -20,6 +20,8 @@ STACKS = {
     "train": ["train.json"],
     "evaluate": ["train.json", "evaluate.json"],
     "inference": ["inference.json"],
+    "inference_exported": ["inference.json", "inference_exported.json"],
+    "inference_trt": ["inference.json", "inference_trt.json"],
     "paper": ["train.json", "paper.json"],
     "demo": ["train.json", "demo.json"],
     "multi_gpu_train": ["train.json", "multi_gpu_train.json"],
@@ -110,6 +112,16 @@ def test_handlers_are_literal_lists_of_dictionaries(names: list[str]) -> None:
     for handlers in lists:
         assert isinstance(handlers, list)
         assert all(isinstance(handler, dict) and "_target_" in handler for handler in handlers)
+
+
+@pytest.mark.parametrize("name", ["inference_exported", "inference_trt"])
+def test_inference_from_an_export_leaves_out_the_checkpoint_alone(name: str) -> None:
+    base, exported = read("inference.json"), read(*STACKS[name])
+    kept = [handler for handler in exported["handlers"] if not handler.get("_disabled_")]
+    assert base["handlers"][0]["_target_"].endswith("CheckpointLoader")
+    assert kept == base["handlers"][1:]
+    changed = {key for key in exported.get() if exported[key] != base.get(key)}
+    assert changed == {"_desc_", "exported_path", "network_def", "handlers"}
 
 
 def test_the_ids_that_monai_label_and_the_zoo_look_up_are_there() -> None:

@@ -9,6 +9,7 @@ import fire
 
 from omnet_monai.datalist import datalist
 from omnet_monai.demo import demo
+from omnet_monai.export import export
 from omnet_monai.packaging import package
 from omnet_monai.phantom import write_phantoms
 from omnet_monai.zoo import check
@@ -23,9 +24,9 @@ def phantom(directory: str, cases: int = 8, seed: int = 0, size: tuple[int, int,
 def main() -> None:
     """Run one verb; an error of the user's is one line on stderr and exit status 1."""
     try:
-        verbs = {"check": check, "datalist": datalist, "demo": demo, "package": package, "phantom": phantom}
-        fire.Fire(verbs, name="python -m omnet_monai")
-    except (ValueError, OSError) as error:
+        verbs = (check, datalist, demo, export, package, phantom)
+        fire.Fire({verb.__name__: verb for verb in verbs}, name="python -m omnet_monai")
+    except (ImportError, ValueError, OSError) as error:
         if os.environ.get("OMNET_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)

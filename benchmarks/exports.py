@@ -1,0 +1,88 @@
+"""
+Compare exported networks with the network they were exported from, in the folder of a clone.
+
+  python benchmarks/exports.py windows CASES FILE...     largest difference of a probability, and time, on real windows
+  python benchmarks/exports.py maps EAGER EXPORTED       Dice between the label maps of two folders
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+
+import fire
+import nibabel
+import torch
+from monai.bundle import ConfigParser
+from monai.inferers import SimpleInferer
+from monai.metrics import compute_dice
+from monai.transforms import RandSpatialCropSamples
+
+from omnet_monai.datalist import read_images
+from omnet_monai.demo import bundle_root
+from omnet_monai.exported import ExportedNetwork
+from omnet_monai.inferers import AutocastInferer
+from omnet_monai.regions import REGIONS, regions_from_classes
+from omnet_monai.report import format_table
+from omnet_monai.weights import load_weights
+
+BATCH = 4
+
+
+def windows(cases: str, *files: str, batches: int = 4, seed: int = 0) -> None:
+    """
+    Print a row for each network and setting of the inferer's ``amp``: the largest difference of a probability from
+    eager float32, and the median processor time of a batch of four windows, in seconds and relative to eager float32.
+
+    Args:
+        cases: folder of cases.
+        files: exported networks.
+        batches: how many batches of four random windows to take from the brain's box of each case.
+        seed: of the windows.
+    """
+    parser = ConfigParser()
+    parser.read_config(bundle_root() / "configs" / "inference.json")
+    parser["bundle_root"] = str(bundle_root())
+    network, window = parser.get_parsed_content("network_def").eval(), parser["patch_size"]
+    load_weights(network, parser.get_parsed_content("checkpoint_path"))
+    networks = {"eager": network, **{file: ExportedNetwork(file, "cpu", window) for file in files}}
+    runs = [(name, amp) for name in networks for amp in (False, True)]
+    differences = dict.fromkeys(runs, 0.0)
+    seconds: dict[tuple[str, bool], list[float]] = {run: [] for run in runs}
+
+    prepare, crop = parser.get_parsed_content("preprocessing"), RandSpatialCropSamples(window, BATCH, random_size=False)
+    crop.set_random_state(seed)
+    for case in read_images(cases):
+        image = prepare(case)["image"].as_tensor()
+        for _ in range(batches):
+            batch = torch.stack(list(crop(image)))
+            with torch.no_grad():
+                truth = network(batch)
+                for run in runs:
+                    start = time.process_time()
+                    pred = AutocastInferer(SimpleInferer(), amp=run[1])(batch, networks[run[0]])
+                    seconds[run].append(time.process_time() - start)
+                    differences[run] = max(differences[run], float((pred - truth).abs().max()))
+
+    base = median(seconds["eager", False])
+    rows: list[list[str | float]] = [
+        [Path(name).name, str(amp), f"{differences[name, amp]:.1e}", median(times), median(times) / base]
+        for (name, amp), times in seconds.items()
+    ]
+    print(format_table(["network", "amp", "largest difference", "seconds", "relative"], rows))
+
+
+def maps(eager: str, exported: str) -> None:
+    """Print, for each case, Dice of WT, TC and ET between its label maps in two folders, and how many voxels differ."""
+    rows: list[list[str | float]] = []
+    for path in sorted(Path(eager).glob("*_seg.nii.gz")):
+        labels = [torch.from_numpy(nibabel.load(file).get_fdata())[None] for file in (path, Path(exported) / path.name)]
+        first, second = (regions_from_classes(label)[None] for label in labels)
+        dice = compute_dice(second, first, ignore_empty=False)[0].tolist()
+        rows.append([path.name, *(f"{value:.6f}" for value in dice), str(int((labels[0] != labels[1]).sum()))])
+    print(format_table(["label map", *REGIONS, "voxels that differ"], rows))
+
+
+if __name__ == "__main__":
+    fire.Fire({"windows": windows, "maps": maps}, name="python benchmarks/exports.py")

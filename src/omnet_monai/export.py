@@ -1,0 +1,85 @@
+"""Export a bundle's network to the formats that MONAI does not write: torch.export, and ONNX with free sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.utils import optional_import
+from torch import nn
+
+from omnet_monai.demo import bundle_root
+from omnet_monai.files import whole_file
+from omnet_monai.weights import load_weights
+
+__all__ = ["export"]
+
+DIVISOR = 8
+"""Every spatial side is a multiple of it, at least twice: the network then pads nothing."""
+
+
+def export(file: str, bundle: str = "", **overrides: Any) -> None:
+    """
+    Write the network of inference.json with its weights as ``.pt2`` or ``.onnx``, in float32.
+
+    Batch size and spatial sides stay free; sides are multiples of 8, from 16 on. TorchScript is written by ``python -m
+    monai.bundle ckpt_export``.
+
+    Args:
+        file: where to write; the extension tells the format.
+        bundle: root of the bundle, by default the one beside this package.
+        overrides: ids of inference.json to override, ``checkpoint_path`` among them.
+
+    Raises:
+        ImportError: if ONNX is asked for and not installed.
+        ValueError: for another extension, an id that inference.json does not have, or weights that do not fit.
+    """
+    path, root = Path(file), bundle_root(bundle)
+    if path.suffix not in _WRITERS:
+        rule = f"file must end in one of {', '.join(_WRITERS)}, got {path}"
+        raise ValueError(f"{rule}; TorchScript is written by python -m monai.bundle ckpt_export")
+    if path.suffix == ".onnx" and not all(optional_import(name)[1] for name in ("onnx", "onnxscript")):
+        raise ImportError(f"{path}: writing ONNX needs onnx and onnxscript: pip install omnet-monai[onnx]")
+    network = _network(root, overrides)
+    with whole_file(path) as temporary:
+        _WRITERS[path.suffix](network, temporary)
+    print(f"exported to {path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _network(root: Path, overrides: dict[str, Any]) -> nn.Module:
+    parser = ConfigParser()
+    parser.read_config(root / "configs" / "inference.json")
+    unknown = [name for name in overrides if name not in parser]
+    if unknown:
+        raise ValueError(f"overrides must be ids of {root / 'configs' / 'inference.json'}, got {', '.join(unknown)}")
+    parser.update({"bundle_root": str(root), **overrides})
+    network = parser.get_parsed_content("network_def")
+    load_weights(network, parser.get_parsed_content("checkpoint_path"))
+    return network.eval()
+
+
+def _sample(network: nn.Module) -> tuple[torch.Tensor, dict[int, Any]]:
+    """Return an input to export with, all sides different, and the names of its free sizes."""
+    first = next(network.parameters())
+    image = torch.zeros(2, first.shape[1], *(DIVISOR * side for side in range(2, first.dim())))
+    sides = {axis: DIVISOR * torch.export.Dim(f"n{axis - 2}", min=2) for axis in range(2, image.dim())}
+    return image, {0: torch.export.Dim("batch"), **sides}
+
+
+def _write_program(network: nn.Module, path: Path) -> None:
+    image, sizes = _sample(network)
+    torch.export.save(torch.export.export(network, (image,), dynamic_shapes=(sizes,)), path)
+
+
+def _write_onnx(network: nn.Module, path: Path) -> None:
+    image, sizes = _sample(network)
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["pred"]}
+    # One file: without external_data=False the weights lie beside it.
+    torch.onnx.export(
+        network, (image,), path, dynamo=True, dynamic_shapes=(sizes,), external_data=False, verbose=False, **names
+    )
+
+
+_WRITERS = {".pt2": _write_program, ".onnx": _write_onnx}
