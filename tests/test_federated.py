@@ -23,7 +23,7 @@ BUNDLE = Path(__file__).parents[1] / "bundle"
 ROUNDS, STEPS = 3, 4
 TINY: dict[str, Any] = {
     "network_def#features": [4, 4, 8, 8],
-    "patch_size": [24, 24, 24],
+    "patch_size": [24, 16, 16],
     "steps_per_epoch": STEPS,
     "cases_per_step": 1,
     "patches_per_task": 1,

@@ -23,7 +23,7 @@ from omnet_monai.tracking import LearningRate, ValidationPicture, local_database
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 TINY: dict[str, Any] = {
     "network_def#features": [4, 4, 8, 8],
-    "patch_size": [24, 24, 24],
+    "patch_size": [24, 16, 16],
     "steps_per_epoch": 2,
     "cases_per_step": 1,
     "patches_per_task": 1,
