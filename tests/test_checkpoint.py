@@ -168,6 +168,17 @@ def test_weights_of_a_distributed_network_have_the_names_of_the_network_itself(t
     assert same(make_network(seed=2).state_dict(), network.module.state_dict())
 
 
+def test_a_process_that_would_start_elsewhere_than_the_first_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idist, "broadcast", lambda value, src: 5.0)  # the first process found a checkpoint, this none
+    run = RunCheckpoint(tmp_path / "checkpoint.pt", {"network": make_network(), "curriculum": Curriculum()}, [])
+    with pytest.raises(
+        ValueError, match=r"start after the same epoch, the first one after 5, got 0 by .*checkpoint\.pt"
+    ):
+        run.start(make_trainer())
+
+
 def validate(model_file: ModelFile, curriculum: Curriculum, value: float) -> bool:
     """Run an evaluator that finds a value, and tell whether the network was saved."""
     model_file.path.unlink(missing_ok=True)

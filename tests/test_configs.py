@@ -25,6 +25,7 @@ STACKS = {
     "paper": ["train.json", "paper.json"],
     "demo": ["train.json", "demo.json"],
     "multi_gpu_train": ["train.json", "multi_gpu_train.json"],
+    "multi_gpu_evaluate": ["train.json", "evaluate.json", "multi_gpu_evaluate.json"],
     **{name: ["train.json", f"{name}.json"] for name in ("no_attention", "se", "no_transfer", "no_curriculum")},
 }
 

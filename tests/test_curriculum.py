@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from omnet_monai.curriculum import Curriculum, CurriculumHandler, PrepareTaskBatch
@@ -141,26 +142,16 @@ def test_a_curriculum_goes_on_from_a_file_of_its_state(tmp_path: Path, done: int
     assert stages(second, 8, losses[done:]) == expected[done:]
 
 
-class FakeWriter:
-    """Keep scalars as (tag, value, step)."""
-
-    def __init__(self) -> None:
-        self.scalars: list[tuple[str, float, int]] = []
-
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        self.scalars.append((tag, value, step))
-
-
 def train(
     curriculum: Curriculum,
     epochs: int = 3,
     losses: Sequence[Sequence[float]] = ((1, 2, 3), (3, 4, 7)),
     staged: bool = True,
-    writer: Any = None,
+    metrics: list[dict[str, float]] | None = None,
 ) -> list[int]:
-    """Train nothing for epochs of one step per row of per-task losses, and list the stage during each epoch."""
+    """Train nothing for epochs of one step per row of per-task losses; list the stage during each epoch."""
     loss_function = OMNetLoss()
-    handler = CurriculumHandler(curriculum, loss_function, writer)
+    handler = CurriculumHandler(curriculum, loss_function)
     curriculum.staged = curriculum.staged or staged
     seen: list[int] = []
 
@@ -170,6 +161,8 @@ def train(
 
     trainer = Engine(step)
     handler.attach(trainer)
+    if metrics is not None:
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: metrics.append(dict(engine.state.metrics)))
     trainer.run(losses, max_epochs=epochs)
     assert seen[:: len(losses)] == seen[len(losses) - 1 :: len(losses)]
     return seen[:: len(losses)]
@@ -191,41 +184,29 @@ def test_a_resumed_run_is_not_taken_for_one_with_given_weights() -> None:
     assert train(curriculum, staged=False) == [1, 2, 3]
 
 
-def test_each_stage_is_marked_once_in_the_log_and_in_tensorboard(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_stage_is_marked_once_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "omnet_monai")
-    writer = FakeWriter()
-    train(Curriculum([0.4, 0.8]), epochs=5, writer=writer)
+    train(Curriculum([0.4, 0.8]), epochs=5)
     assert [message for message in caplog.messages if message.startswith("Curriculum")] == [
         "Curriculum: 1 of 3 tasks active (coarse), epoch 1.",
         "Curriculum: 2 of 3 tasks active (coarse, refined), epoch 3.",
         "Curriculum: 3 of 3 tasks active (coarse, refined, precise), epoch 5.",
     ]
-    marks = [scalar[1:] for scalar in writer.scalars if scalar[0] == "curriculum/num_tasks"]
-    assert marks == [(1, 1), (2, 3), (3, 5)]
 
 
-def test_epoch_means_of_the_active_tasks_go_to_tensorboard() -> None:
-    writer = FakeWriter()
-    train(Curriculum([1 / 3, 2 / 3]), writer=writer)
-    assert [scalar for scalar in writer.scalars if scalar[0].startswith("loss/")] == [
-        ("loss/coarse", 2, 1),
-        ("loss/coarse", 2, 2),
-        ("loss/refined", 3, 2),
-        ("loss/coarse", 2, 3),
-        ("loss/refined", 3, 3),
-        ("loss/precise", 5, 3),
+def test_the_stage_and_epoch_means_of_the_active_tasks_are_metrics_of_the_trainer() -> None:
+    metrics: list[dict[str, float]] = []
+    train(Curriculum([1 / 3, 2 / 3]), metrics=metrics)
+    assert metrics == [
+        {"curriculum/num_tasks": 1, "loss/coarse": 2},
+        {"curriculum/num_tasks": 2, "loss/coarse": 2, "loss/refined": 3},
+        {"curriculum/num_tasks": 3, "loss/coarse": 2, "loss/refined": 3, "loss/precise": 5},
     ]
 
 
-def test_tensorboard_can_read_what_was_written(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(tmp_path)) as writer:
-        train(Curriculum([1 / 3, 2 / 3]), writer=writer)
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert sorted(events.Tags()["scalars"]) == ["curriculum/num_tasks", "loss/coarse", "loss/precise", "loss/refined"]
-    assert [(event.step, event.value) for event in events.Scalars("curriculum/num_tasks")] == [(1, 1), (2, 2), (3, 3)]
+def test_the_first_process_decides_how_many_tasks_are_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idist, "broadcast", lambda value, src: 2.0)
+    assert train(Curriculum([1 / 3, 2 / 3])) == [2, 2, 2]
 
 
 def test_the_newest_tasks_epoch_mean_is_what_the_plateau_trigger_sees(monkeypatch: pytest.MonkeyPatch) -> None:

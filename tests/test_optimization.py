@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 
 from omnet_monai.networks import OMNet
-from omnet_monai.optimization import CorrectedBatchNorm, GradientClipping, parameter_groups
+from omnet_monai.optimization import CorrectedBatchNorm, GradientClipping, RepeatedWarmupCosine, parameter_groups
 
 
 def test_biases_learn_twice_as_fast_and_those_of_convolutions_do_not_decay() -> None:
@@ -52,3 +53,23 @@ def test_smaller_gradients_stay_as_they_are() -> None:
     network.weight.grad, network.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
     GradientClipping(network, max_norm=6.0)(None)
     assert network.weight.grad.item() == 3.0
+
+
+def test_each_round_of_a_federated_client_takes_the_same_rates() -> None:
+    # A cosine from 1 to 0 over 4 steps, at its quarters: (1 + cos(45 degrees)) / 2 = 0.853553, and so on.
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    scheduler = RepeatedWarmupCosine(optimizer, warmup_steps=2, t_total=6)
+    rates = []
+    for _ in range(3 * 6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0, 0.5, 1, 0.853553, 0.5, 0.146447] * 3, abs=1e-6)
+
+
+def test_one_run_takes_the_rates_of_monais_schedule() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    ours, theirs = (
+        kind(optimizer, warmup_steps=3, t_total=50) for kind in (RepeatedWarmupCosine, WarmupCosineSchedule)
+    )
+    assert [ours.lr_lambda(step) for step in range(50)] == [theirs.lr_lambda(step) for step in range(50)]

@@ -58,13 +58,16 @@ def test_a_csv_that_fails_midway_leaves_the_old_one_alone(tmp_path: Path) -> Non
     assert path.read_text() == "case\na\n"
 
 
-def evaluate(cases: Sequence[str], *handlers: Any, details: str = "dice_mean", batch_size: int = 1) -> Engine:
-    """Run an evaluator whose metric finds the scores above."""
+def evaluate(
+    cases: Sequence[str], *handlers: Any, details: str = "dice_mean", batch_size: int = 1, weights: Path | None = None
+) -> Engine:
+    """Run an evaluator whose metric finds the scores above, and whose loader noted a file of weights."""
     batches = [
         [{"image": MetaTensor(torch.zeros(4, 2, 2, 2), meta={"case": case})} for case in cases[start:][:batch_size]]
         for start in range(0, len(cases), batch_size)
     ]
     evaluator = Engine(lambda engine, batch: None)
+    evaluator.state.weights = weights
 
     def score(engine: Engine) -> None:
         engine.state.metric_details = {details: torch.tensor([SCORES[case] for case in cases])}
@@ -127,13 +130,15 @@ def test_each_evaluation_adds_a_line_to_the_log(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(report.sys, "argv", ["anything", "run", "--dataset_dir", "my cases"])
     monkeypatch.setattr(report, "_commit", lambda: "abc1234")
     weights, table = tmp_path / "model.pt", tmp_path / "table.csv"
+    log = EvaluationLog(tmp_path / "log" / "evaluations.csv", table)
     for content, cases in ((b"", ["b", "a"]), (b"abc", ["c"])):
         weights.write_bytes(content)
-        evaluate(cases, CaseTable(path=table), EvaluationLog(tmp_path / "log" / "evaluations.csv", weights, table))
+        evaluate(cases, CaseTable(path=table), log, weights=weights)
+    evaluate(["c"], CaseTable(path=table), log)
     with open(tmp_path / "log" / "evaluations.csv", newline="", encoding="utf-8") as file:
         header, *lines = csv.reader(file)
     assert header == ["date", "commit", "command", "weights_sha256", "scores"]
-    assert len(lines) == 2
+    assert len(lines) == 3
     for line in lines:
         days = datetime.now(UTC) - datetime.strptime(line[0], "%Y-%m-%d").replace(tzinfo=UTC)
         assert 0 <= days.days <= 1
@@ -142,9 +147,11 @@ def test_each_evaluation_adds_a_line_to_the_log(tmp_path: Path, monkeypatch: pyt
     assert [line[3] for line in lines] == [
         "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        "not from a file",
     ]
     assert [line[4] for line in lines] == [
         "a 1.000/0.750/0.500; b 0.500/0.250/0.000; mean 0.750/0.500/0.250",
+        "c 0.900/0.800/0.100; mean 0.900/0.800/0.100",
         "c 0.900/0.800/0.100; mean 0.900/0.800/0.100",
     ]
 

@@ -29,7 +29,9 @@ from omnet_monai.regions import SEQUENCES
 BUNDLE = Path(__file__).parents[1] / "bundle"
 TINY: dict[str, Any] = {
     "network_def#features": [4, 4, 8, 8],
-    "patch_size": [16, 16, 16],
+    # Not 16 first: at a deepest level of two voxels along the first axis, torch 2.13 leaves bfloat16 gradients of 3-D
+    # convolutions uninitialized on CPUs, and no two runs are equal.
+    "patch_size": [24, 16, 16],
     "steps_per_epoch": 2,
     "cases_per_step": 2,
     "patches_per_task": 1,
@@ -247,18 +249,6 @@ def test_only_a_spacing_off_by_more_than_five_percent_is_resampled(axis: int, sp
         data = transform(data)
     assert abs(data["image"].shape[axis + 1] - size) <= 1  # resampling may round by a voxel
     assert [n for k, n in enumerate(data["image"].shape[1:]) if k != axis] == [20, 20]
-
-
-def test_two_processes_train_through_the_three_stages(phantoms: Path, tmp_path: Path) -> None:
-    files = config("train.json", "multi_gpu_train.json")
-    logging = str(BUNDLE / "configs" / "logging.conf")
-    words = command(tmp_path, phantoms, files, backend="gloo", logging_file=logging)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*torchrun, *words], capture_output=True, text=True, env=_one_thread(), timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for stage in IN_THREE_STAGES:
-        assert stage in done.stdout + done.stderr
-    assert (tmp_path / "model.pt").is_file()
 
 
 @pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])

@@ -59,9 +59,17 @@ class RunCheckpoint:
             trainer: the trainer about to run.
             handlers: its handlers.
             weights: file of weights to start from when there is nothing to take up, ``None`` for a fresh network.
+
+        Raises:
+            ValueError: if this process does not start where the first one does.
         """
         given = any(isinstance(handler, CheckpointLoader) for handler in handlers or [])
-        if not given and self._resume(trainer):
+        resumed = not given and self._resume(trainer)
+        first = int(idist.broadcast(float(trainer.state.epoch), src=0))  # type: ignore[arg-type]
+        if trainer.state.epoch != first:
+            rule = f"all processes must start after the same epoch, the first one after {first}"
+            raise ValueError(f"{rule}, got {trainer.state.epoch} by {self.path}: do all machines share that file?")
+        if resumed:
             logger.info(f"Resuming after epoch {trainer.state.epoch} of {trainer.state.max_epochs} from {self.path}.")
         elif weights is not None:
             load_weights(self.parts["network"], weights)

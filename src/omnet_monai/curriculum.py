@@ -100,8 +100,8 @@ class Curriculum:
 
 class CurriculumHandler:
     """
-    Drive a curriculum by a trainer's epochs; log each epoch's loss per task and each change of stage, also in
-    TensorBoard.
+    Drive a curriculum by a trainer's epochs; log each change of stage and each epoch's loss per task, and publish both
+    among the trainer's metrics, where every tracker finds them: ``curriculum/num_tasks`` and ``loss/<task>``.
 
     Only a run that its checkpoint's ``start`` found to be fresh or resumed goes through the stages. Any other was given
     its weights (by the user, MONAI Label, a federated round): all tasks are active from the first step.
@@ -109,18 +109,16 @@ class CurriculumHandler:
     Args:
         curriculum: the curriculum to drive.
         loss_function: the trainer's loss, whose per-task losses feed the plateau trigger.
-        summary_writer: TensorBoard writer for ``curriculum/num_tasks`` and ``loss/<task>``, ``None`` for none.
     """
 
-    def __init__(self, curriculum: Curriculum, loss_function: OMNetLoss, summary_writer: Any = None) -> None:
+    def __init__(self, curriculum: Curriculum, loss_function: OMNetLoss) -> None:
         self.curriculum = curriculum
         self.loss_function = loss_function
-        self.summary_writer = summary_writer
         self.losses: list[torch.Tensor] = []
         self.announced = 0
 
     def attach(self, engine: Engine) -> None:
-        """Register with the trainer; after handlers that load weights, before handlers that save."""
+        """Register with the trainer; after handlers that load weights, before handlers that track or save."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_STARTED, self.begin_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
@@ -132,8 +130,10 @@ class CurriculumHandler:
             self.curriculum.activate_all()
 
     def begin_epoch(self, engine: Engine) -> None:
-        """Let tasks join by the milestones."""
+        """Let tasks join; the first process decides for all."""
         self.curriculum.begin_epoch(engine.state.epoch, int(engine.state.max_epochs or 0))
+        # Processes that disagreed would run different heads, and wait for each other's gradients without end.
+        self.curriculum.num_tasks = int(idist.broadcast(float(self.curriculum.num_tasks), src=0))  # type: ignore[arg-type]
         self.losses = []
         if self.curriculum.num_tasks != self.announced:
             self.announced = self.curriculum.num_tasks
@@ -141,8 +141,6 @@ class CurriculumHandler:
             logger.info(
                 f"Curriculum: {self.announced} of {len(TASKS)} tasks active ({names}), epoch {engine.state.epoch}."
             )
-            if self.summary_writer is not None:
-                self.summary_writer.add_scalar("curriculum/num_tasks", self.announced, engine.state.epoch)
 
     def collect(self, engine: Engine) -> None:
         """Keep the step's per-task losses; without a sync on a GPU."""
@@ -155,9 +153,10 @@ class CurriculumHandler:
         self.curriculum.end_epoch(float(means[-1]))
         losses = ", ".join(f"{task.name} {mean:.3f}" for task, mean in zip(TASKS, means, strict=False))
         logger.info(f"Epoch {engine.state.epoch} of {engine.state.max_epochs}: loss {losses}.")
-        if self.summary_writer is not None:
-            for task, mean in zip(TASKS, means, strict=False):
-                self.summary_writer.add_scalar(f"loss/{task.name}", float(mean), engine.state.epoch)
+        engine.state.metrics["curriculum/num_tasks"] = self.curriculum.num_tasks
+        engine.state.metrics.update(
+            {f"loss/{task.name}": float(mean) for task, mean in zip(TASKS, means, strict=False)}
+        )
 
 
 class PrepareTaskBatch:

@@ -1,17 +1,17 @@
-"""Around the optimizer: gradient clipping, and how the authors' Caffe release trains where torch differs."""
+"""Around the optimizer: clipping, the learning rate, and how the authors' Caffe release trains where torch differs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
+from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["BufferBroadcast", "CorrectedBatchNorm", "GradientClipping", "parameter_groups"]
+__all__ = ["CorrectedBatchNorm", "GradientClipping", "RepeatedWarmupCosine", "parameter_groups"]
 
 
 def parameter_groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -63,25 +63,17 @@ class GradientClipping:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
 
 
-class BufferBroadcast:
+class RepeatedWarmupCosine(WarmupCosineSchedule):
     """
-    Give all processes the first one's buffers (running statistics) before they validate: those are what is saved.
+    MONAI's linear warm-up and decay by a cosine, begun anew every ``t_total`` steps.
 
-    Args:
-        network: the network, outside ``DistributedDataParallel``.
+    A federated client keeps one trainer for all rounds, and ``t_total`` is the length of one. MONAI's own schedule has
+    come down to zero by then, and would climb along the cosine to the full rate through the second round.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-
-    def attach(self, engine: Engine) -> None:
-        """Register with the evaluator."""
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Copy the buffers."""
-        for buffer in self.network.buffers():
-            buffer.copy_(torch.as_tensor(idist.broadcast(buffer, src=0)))
+    def lr_lambda(self, step: int) -> float:
+        """Return the share of the full rate that a step takes; ``step`` counts from 0."""
+        return float(super().lr_lambda(step % self.t_total))
 
 
 class CorrectedBatchNorm:

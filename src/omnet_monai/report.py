@@ -78,18 +78,17 @@ class CaseTable:
 class EvaluationLog:
     """
     Append one line to a log of evaluations: date, commit, command, SHA-256 of the weights, scores of every case.
+    Weights that no checkpoint loader read, such as those of a federated round, have no sum.
 
     Args:
         path: CSV file to append to; it is begun with a header.
-        weights: file of the weights that were evaluated.
         table: path of the CSV that :class:`CaseTable` wrote.
     """
 
     HEADER = ("date", "commit", "command", "weights_sha256", "scores")
 
-    def __init__(self, path: str | Path, weights: str | Path, table: str | Path) -> None:
+    def __init__(self, path: str | Path, table: str | Path) -> None:
         self.path = Path(path)
-        self.weights = Path(weights)
         self.table = Path(table)
 
     def attach(self, engine: Engine) -> None:
@@ -102,7 +101,8 @@ class EvaluationLog:
             return
         rows = _read_rows(self.table)
         scores = "; ".join(f"{case} {'/'.join(f'{float(value):.3f}' for value in values)}" for case, *values in rows)
-        sha256 = hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        weights: Path | None = getattr(engine.state, "weights", None)
+        sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights else "not from a file"
         module = "omnet_monai" if "omnet_monai" in sys.argv[0] else "monai.bundle"
         command = shlex.join(["python", "-m", module, *sys.argv[1:]])
         line = [datetime.now(UTC).strftime("%Y-%m-%d"), _commit(), command, sha256, scores]

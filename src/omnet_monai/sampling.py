@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.transforms import Compose
 from torch.utils.data import Dataset
 
-__all__ = ["EpochDataset", "EpochSeedHandler", "share_of_process"]
+__all__ = ["EpochDataset", "EpochSeedHandler"]
 
 
 class EpochDataset(Dataset):
@@ -79,19 +79,6 @@ class EpochSeedHandler:
         # ignite asks the loader for a new iterator only after this event, so its workers copy the new epoch.
         self.dataset.epoch = engine.state.epoch
         torch.manual_seed(_derive(self.seed, engine.state.epoch, idist.get_rank()))
-
-
-def share_of_process(cases: Sequence[Any]) -> list[Any]:
-    """
-    Pick the cases that this process validates on: every n-th of n processes.
-
-    Raises:
-        ValueError: if there are cases, but fewer than processes; the processes without a case would leave the others
-            waiting.
-    """
-    if 0 < len(cases) < idist.get_world_size():
-        raise ValueError(f"{idist.get_world_size()} processes need as many cases to validate on, got {len(cases)}")
-    return list(cases[idist.get_rank() :: idist.get_world_size()])
 
 
 def _derive(*entropy: int) -> int:

@@ -54,8 +54,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
 class StrictCheckpointLoader:
     """
-    Load a network's weights when an engine starts, as :func:`load_weights` does. By its name MONAI's federated client
-    knows it for a checkpoint loader, and leaves it out.
+    Load a network's weights when an engine starts, as :func:`load_weights` does, and note their file in the engine's
+    state as ``weights``. By its name MONAI's federated client knows it for a checkpoint loader, and leaves it out.
 
     Args:
         path: file of the weights.
@@ -73,6 +73,7 @@ class StrictCheckpointLoader:
     def __call__(self, engine: Engine) -> None:
         """Load the weights."""
         load_weights(self.network, self.path)
+        engine.state.weights = Path(self.path)  # type: ignore[attr-defined]  # a state takes whatever is noted in it
         logger.info(f"Weights loaded from {self.path}.")
 
 

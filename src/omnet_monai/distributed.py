@@ -1,0 +1,77 @@
+"""Several processes under torchrun: what each takes for itself, and what all must share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+__all__ = ["BufferBroadcast", "join_processes", "parallel_network", "share_of_process"]
+
+
+def join_processes(backend: str) -> None:
+    """
+    Join the group of processes that torchrun started. Below warnings, only the first one's log speaks for all.
+
+    Args:
+        backend: "nccl" on GPUs, "gloo" on CPUs.
+    """
+    idist.initialize(backend)
+    if idist.get_rank() > 0:
+        logging.disable(logging.INFO)
+
+
+def parallel_network(network: nn.Module) -> nn.Module:
+    """
+    Move a network to this process's device and train it together with the other processes.
+
+    On GPUs batch normalization takes the statistics of all processes' patches; torch has no such layer for CPUs, where
+    each process takes those of its own patches.
+
+    Args:
+        network: the network. Its batch normalization may be replaced in place; the names of its tensors stay.
+
+    Returns:
+        The network inside ``DistributedDataParallel``, or itself if there is one process alone.
+    """
+    # In the early stages some heads do not run, and their parameters get no gradient.
+    return idist.auto_model(network, sync_bn=idist.device().type == "cuda", find_unused_parameters=True)
+
+
+def share_of_process(cases: Sequence[Any]) -> list[Any]:
+    """
+    Pick the cases that this process scores: every n-th of n processes.
+
+    Raises:
+        ValueError: if there are cases, but fewer than processes; the processes without a case would leave the others
+            waiting.
+    """
+    if 0 < len(cases) < idist.get_world_size():
+        raise ValueError(f"{idist.get_world_size()} processes need as many cases to score, got {len(cases)}")
+    return list(cases[idist.get_rank() :: idist.get_world_size()])
+
+
+class BufferBroadcast:
+    """
+    Give all processes the first one's buffers (running statistics) before they validate: those are what is saved.
+
+    Args:
+        network: the network, outside ``DistributedDataParallel``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Copy the buffers."""
+        for buffer in self.network.buffers():
+            buffer.copy_(torch.as_tensor(idist.broadcast(buffer, src=0)))

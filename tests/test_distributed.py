@@ -1,0 +1,238 @@
+"""Two processes over gloo stay equal, keep what the first one has, and score as one does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, run
+from torch import nn
+
+from omnet_monai import distributed
+from omnet_monai.checkpoint import SaveCheckpoint
+from omnet_monai.distributed import BufferBroadcast, parallel_network, share_of_process
+from omnet_monai.networks import OMNet
+
+CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
+TRAIN = [str(CONFIGS / name) for name in ("train.json", "multi_gpu_train.json")]
+EVALUATE = [str(CONFIGS / name) for name in ("train.json", "evaluate.json", "multi_gpu_evaluate.json")]
+TINY: dict[str, Any] = {
+    "network_def#features": [4, 4, 8, 8],
+    # Not 16 first: at a deepest level of two voxels along the first axis, torch 2.13 leaves bfloat16 gradients of 3-D
+    # convolutions uninitialized on CPUs, and no two runs are equal.
+    "patch_size": [24, 16, 16],
+    "steps_per_epoch": 2,
+    "cases_per_step": 2,
+    "patches_per_task": 1,
+    "learning_rate": 0.01,
+    "train#trainer#max_epochs": 3,
+    "curriculum#milestones": [1 / 3, 2 / 3],
+    "fold": 0,
+    "val_interval": 2,
+}
+KILLED = 9
+
+
+def launch(task: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Call a task in two processes with the variables that torchrun sets, and return their exit codes."""
+    # A server that has imported everything forks the processes, and has no threads they could lack.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["monai.bundle", "omnet_monai.report", "torch.utils.tensorboard"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [context.Process(target=enter, args=(rank, port, task, arguments)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+    return [process.exitcode for process in processes]
+
+
+def enter(rank: int, port: int, task: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = str(port)
+    torch.set_num_threads(1)
+    task(*arguments)
+
+
+def work(files: list[str], settings: dict[str, Any], folder: Path, stop_after: int | None = None) -> None:
+    """Run a config as ``monai.bundle run`` does, leave a log and the network of this process; die after an epoch."""
+    rank = os.environ["RANK"]
+    folder.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(filename=folder / f"rank{rank}.log", level=logging.INFO, force=True)
+    save = SaveCheckpoint.__call__
+
+    def save_and_die(self: SaveCheckpoint, engine: Any) -> None:
+        save(self, engine)
+        if engine.state.epoch == stop_after:
+            os._exit(KILLED)
+
+    SaveCheckpoint.__call__ = save_and_die  # type: ignore[method-assign]
+    workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, backend="gloo", **settings)
+    workflow.initialize()
+    workflow.run()
+    torch.save(workflow.parser.get_parsed_content("network_def").state_dict(), folder / f"rank{rank}.pt")
+    workflow.finalize()
+
+
+def settings_for(folder: Path, phantoms: Path) -> dict[str, Any]:
+    places = {"dataset_dir": phantoms, "ckpt_dir": folder, "run_dir": folder / "run", "output_dir": folder / "out"}
+    return {**TINY, **{name: str(place) for name, place in places.items()}}
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return len(a) == len(b) and all(map(equal, a, b)) if isinstance(a, (list, tuple)) else bool(a == b)
+
+
+def load(path: Path) -> dict[str, Any]:
+    return dict(torch.load(path, weights_only=True))
+
+
+@pytest.fixture(scope="module")
+def cases(phantoms: Path) -> Path:
+    """A datalist whose fold 0 holds two cases, one for each process to validate on."""
+    content = json.loads((phantoms / "datalist.json").read_text())
+    for case, fold in zip(content["training"], (0, 0, 1), strict=True):
+        case["fold"] = fold
+    (phantoms / "two.json").write_text(json.dumps(content))
+    return phantoms / "two.json"
+
+
+@pytest.fixture(scope="module")
+def whole(phantoms: Path, cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes through the three stages."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert launch(work, TRAIN, {**settings_for(folder, phantoms), "datalist": str(cases)}, folder) == [0, 0]
+    return folder
+
+
+def test_both_processes_end_with_the_same_parameters_and_the_first_ones_buffers_are_saved(whole: Path) -> None:
+    first, second, saved = load(whole / "rank0.pt"), load(whole / "rank1.pt"), load(whole / "model.pt")
+    parameters = [name for name, _ in OMNet(features=(4, 4, 8, 8)).named_parameters()]
+    assert parameters
+    assert all(torch.equal(first[name], second[name]) for name in parameters)
+    means = [name for name in first if name.endswith("running_mean")]
+    # Each process saw its own patches after the last validation.
+    assert not any(torch.equal(first[name], second[name]) for name in means)
+    assert all(torch.equal(first[name], saved[name]) for name in means)
+    assert equal(load(whole / "run" / "checkpoint.pt")["network"], first)
+
+
+def test_the_first_process_alone_writes_the_log(whole: Path) -> None:
+    first, second = ((whole / f"rank{rank}.log").read_text() for rank in (0, 1))
+    for count, stage in enumerate(("coarse", "coarse, refined", "coarse, refined, precise"), start=1):
+        assert first.count(f"Curriculum: {count} of 3 tasks active ({stage}), epoch {count}.") == 1
+    assert first.count("dice_WT") >= 1
+    assert "Curriculum" not in second
+    assert "dice_WT" not in second
+
+
+def test_a_killed_run_of_two_processes_ends_with_the_bits_of_an_uninterrupted_one(
+    whole: Path, phantoms: Path, cases: Path, tmp_path: Path
+) -> None:
+    settings = {**settings_for(tmp_path, phantoms), "datalist": str(cases)}
+    assert launch(work, TRAIN, settings, tmp_path, 2) == [KILLED, KILLED]
+    assert load(tmp_path / "run" / "checkpoint.pt")["epoch"] == 2
+    assert launch(work, TRAIN, settings, tmp_path) == [0, 0]
+    assert "Resuming after epoch 2 of 3" in (tmp_path / "rank0.log").read_text()
+    for file in ("run/checkpoint.pt", "model.pt", "rank0.pt", "rank1.pt"):
+        assert equal(load(tmp_path / file), load(whole / file)), file
+
+
+def test_two_processes_score_as_one_does(whole: Path, phantoms: Path, tmp_path: Path) -> None:
+    overrides = {"checkpoint_path": str(whole / "model.pt"), "datalist_key": "training", "fold": None}
+    tables = []
+    for name in ("one", "two"):
+        settings = {**settings_for(tmp_path / name, phantoms), **overrides}
+        if name == "one":
+            run(config_file=EVALUATE[:2], logging_file=False, **settings)
+        else:
+            assert launch(work, EVALUATE, settings, tmp_path / name) == [0, 0]
+        with open(tmp_path / name / "out" / "dice.csv", newline="") as file:
+            tables.append(list(csv.reader(file)))
+        assert len((tmp_path / name / "out" / "evaluations.csv").read_text().splitlines()) == 2
+    one, two = tables
+    assert [row[0] for row in one] == [row[0] for row in two]
+    assert len(two) == 5  # a header, three cases, of which one process scores two, and their mean
+    for row, other in zip(one[1:], two[1:], strict=True):
+        assert [float(value) for value in row[1:]] == pytest.approx([float(value) for value in other[1:]], abs=1e-4)
+    for path in sorted((tmp_path / "one" / "out").glob("*_seg.nii.gz")):
+        maps = [np.asarray(nib.load(tmp_path / name / "out" / path.name).dataobj) for name in ("one", "two")]
+        np.testing.assert_array_equal(*maps, err_msg=path.name)
+
+
+def broadcast(folder: Path) -> None:
+    distributed.join_processes("gloo")
+    network = nn.BatchNorm1d(2)
+    network.running_mean += idist.get_rank() + 1  # type: ignore[operator]
+    network.num_batches_tracked += idist.get_rank() + 5  # type: ignore[operator]
+    BufferBroadcast(network)(None)  # type: ignore[arg-type]
+    torch.save(network.state_dict(), folder / f"rank{idist.get_rank()}.pt")
+    idist.finalize()
+
+
+def test_before_validation_all_processes_get_the_first_ones_buffers(tmp_path: Path) -> None:
+    assert launch(broadcast, tmp_path) == [0, 0]
+    for rank in (0, 1):
+        state = load(tmp_path / f"rank{rank}.pt")
+        assert state["running_mean"].tolist() == [1, 1]
+        assert state["num_batches_tracked"] == 5
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cpu", False), ("cuda", True)], ids=["CPU", "GPU"])
+def test_batch_statistics_are_taken_over_all_processes_on_gpus_alone(
+    kind: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(idist, "device", lambda: torch.device(kind))
+    monkeypatch.setattr(idist, "auto_model", lambda network, **options: asked.append(options) or network)
+    parser = ConfigParser()
+    parser.read_config(TRAIN)
+    parser["network_def#features"] = [2, 2, 2, 2]
+    assert parser.get_parsed_content("network") is parser.get_parsed_content("network_def")
+    assert asked == [{"sync_bn": expected, "find_unused_parameters": True}]
+
+
+def test_a_network_with_statistics_over_all_processes_has_the_same_names_and_output() -> None:
+    network = OMNet(features=(2, 2, 4, 4)).eval()
+    image = torch.randn(1, 4, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, names = network(image), list(network.state_dict())
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+        torch.testing.assert_close(converted(image), before)
+    assert list(converted.state_dict()) == names
+
+
+def test_one_process_trains_the_network_itself() -> None:
+    network = nn.Linear(1, 1)
+    assert parallel_network(network) is network
+
+
+def test_processes_score_every_case_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
+        shares.append(share_of_process("abcde"))
+    assert shares == [["a", "c", "e"], ["b", "d"]]
+    assert share_of_process([]) == []
+    with pytest.raises(ValueError, match="2 processes need as many cases to score, got 1"):
+        share_of_process("a")
