@@ -95,15 +95,18 @@ def test_with_amp_the_result_is_close() -> None:
 
 
 @pytest.mark.parametrize(
-    ("amp", "native", "expected"),
-    [(True, True, torch.bfloat16), (True, False, False), (False, True, False)],
-    ids=["native", "not native", "switched off"],
+    ("amp", "native", "depth", "expected"),
+    [(True, True, 17, torch.bfloat16), (True, False, 17, False), (False, True, 17, False), (True, True, 16, False)],
+    ids=["native", "not native", "switched off", "wrong gradients"],
 )
-def test_autocast_opens_where_it_is_native_and_wanted(monkeypatch, amp: bool, native: bool, expected) -> None:
+def test_autocast_opens_where_it_is_native_and_wanted(monkeypatch, amp, native, depth: int, expected) -> None:
     monkeypatch.setattr(inferers, "has_bfloat16", lambda device_type: native)
     probe = Probe()
-    AutocastInferer(SimpleInferer(), amp)(image(8, 8, 8), probe)
+    AutocastInferer(SimpleInferer(), amp)(image(depth, 8, 8), probe)
     assert probe.autocast == expected
+    with torch.no_grad():
+        AutocastInferer(SimpleInferer(), amp)(image(depth, 8, 8), probe)
+    assert probe.autocast == (amp and native and torch.bfloat16)
     assert not torch.is_autocast_enabled("cpu")
 
 
@@ -168,3 +171,15 @@ def test_the_default_device_is_the_gpu_if_there_is_one(monkeypatch, available: b
 def test_a_device_of_another_kind_has_no_bfloat16() -> None:
     assert not has_bfloat16("mps")
     assert isinstance(has_bfloat16("cpu"), bool)
+
+
+@pytest.mark.parametrize("depth", [8, 16, 24], ids=lambda depth: f"depth {depth}")
+def test_weight_gradients_of_any_patch_are_those_of_float32(depth: int) -> None:
+    network, x = small_network(), image(depth, 16, 16).requires_grad_()
+    gradients = []
+    for amp in (False, True):
+        network.zero_grad()
+        AutocastInferer(SimpleInferer(), amp)(x, network).mean().backward()
+        gradients.append([parameter.grad for name, parameter in network.named_parameters() if "backbone" in name])
+    for exact, mixed in zip(*gradients, strict=True):  # rounding is far below a half, garbage far above
+        assert (mixed - exact).norm() <= 0.5 * exact.norm() + 1e-6

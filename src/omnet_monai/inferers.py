@@ -23,7 +23,8 @@ class AutocastInferer(Inferer):
 
     Args:
         inferer: the inferer that does the work.
-        amp: run convolutions in bfloat16 where the hardware computes in it; float32 elsewhere.
+        amp: run convolutions in bfloat16 where the hardware computes in it; float32 elsewhere, and when training on a
+            CPU with patches whose first of three sides is below 17 voxels.
     """
 
     def __init__(self, inferer: Inferer, amp: bool = True) -> None:
@@ -40,7 +41,8 @@ class AutocastInferer(Inferer):
             layout = torch.channels_last_3d if window.dim() == 5 else torch.channels_last
             return network(window.contiguous(memory_format=layout), *args, **kwargs)
 
-        with torch.autocast(kind, torch.bfloat16, enabled=self.amp and has_bfloat16(kind)):
+        amp = self.amp and has_bfloat16(kind) and not _meets_depth_two(inputs)
+        with torch.autocast(kind, torch.bfloat16, enabled=amp):
             return self.inferer(inputs, channels_last, *args, **kwargs)
 
 
@@ -54,6 +56,16 @@ def has_bfloat16(device_type: str) -> bool:
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device_type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def _meets_depth_two(inputs: torch.Tensor) -> bool:
+    """
+    Tell whether training on these patches meets a 3-D convolution with a first side of 2 on a CPU.
+
+    Its weight gradient in bfloat16 is whatever memory holds, up to infinity, on a CPU with AVX-512 BF16 but without
+    AMX (torch 2.13). A network of four levels halves 16 to 2; the first side that it does not is above 16.
+    """
+    return inputs.device.type == "cpu" and torch.is_grad_enabled() and inputs.dim() == 5 and inputs.shape[2] <= 16
 
 
 def _leave_only_dropout(network: Callable[..., Any]) -> None:
