@@ -32,13 +32,13 @@ BATCH = 4
 
 def windows(cases: str, *files: str, batches: int = 4, seed: int = 0) -> None:
     """
-    Print a row for each network and setting of the inferer's ``amp``: the largest difference of a probability from
-    eager float32, and the median processor time of a batch of four windows, in seconds and relative to eager float32.
+    Print a row for the network itself, for it in bfloat16, and for each export: the largest difference of a probability
+    from the first row, and the median processor time of a batch of four windows, in seconds and relative to the first.
 
     Args:
         cases: folder of cases.
         files: exported networks.
-        batches: how many batches of four random windows to take from the brain's box of each case.
+        batches: how many batches of random windows to take from the brain's box of each case.
         seed: of the windows.
     """
     parser = ConfigParser()
@@ -46,38 +46,36 @@ def windows(cases: str, *files: str, batches: int = 4, seed: int = 0) -> None:
     parser["bundle_root"] = str(bundle_root())
     network, window = parser.get_parsed_content("network_def").eval(), parser["patch_size"]
     load_weights(network, parser.get_parsed_content("checkpoint_path"))
-    networks = {"eager": network, **{file: ExportedNetwork(file, "cpu", window) for file in files}}
-    runs = [(name, amp) for name in networks for amp in (False, True)]
-    differences = dict.fromkeys(runs, 0.0)
-    seconds: dict[tuple[str, bool], list[float]] = {run: [] for run in runs}
+    exact, mixed = (AutocastInferer(SimpleInferer(), amp=amp) for amp in (False, True))
+    runs = {"eager": (exact, network), "eager, amp": (mixed, network)}
+    runs |= {Path(file).name: (exact, ExportedNetwork(file, "cpu", window)) for file in files}
+    differences, seconds = dict.fromkeys(runs, 0.0), {name: list[float]() for name in runs}
 
     prepare, crop = parser.get_parsed_content("preprocessing"), RandSpatialCropSamples(window, BATCH, random_size=False)
     crop.set_random_state(seed)
     for case in read_images(cases):
         image = prepare(case)["image"].as_tensor()
         for _ in range(batches):
-            batch = torch.stack(list(crop(image)))
-            with torch.no_grad():
-                truth = network(batch)
-                for run in runs:
-                    start = time.process_time()
-                    pred = AutocastInferer(SimpleInferer(), amp=run[1])(batch, networks[run[0]])
-                    seconds[run].append(time.process_time() - start)
-                    differences[run] = max(differences[run], float((pred - truth).abs().max()))
+            batch, preds = torch.stack(list(crop(image))), {}
+            for name, (inferer, runner) in runs.items():
+                start = time.process_time()
+                with torch.no_grad():
+                    preds[name] = inferer(batch, runner)
+                seconds[name].append(time.process_time() - start)
+                differences[name] = max(differences[name], float((preds[name] - preds["eager"]).abs().max()))
 
-    base = median(seconds["eager", False])
+    times = {name: median(values) for name, values in seconds.items()}
     rows: list[list[str | float]] = [
-        [Path(name).name, str(amp), f"{differences[name, amp]:.1e}", median(times), median(times) / base]
-        for (name, amp), times in seconds.items()
+        [name, f"{differences[name]:.1e}", times[name], times[name] / times["eager"]] for name in runs
     ]
-    print(format_table(["network", "amp", "largest difference", "seconds", "relative"], rows))
+    print(format_table(["network", "largest difference", "seconds", "relative"], rows))
 
 
 def maps(eager: str, exported: str) -> None:
     """Print, for each case, Dice of WT, TC and ET between its label maps in two folders, and how many voxels differ."""
     rows: list[list[str | float]] = []
-    for path in sorted(Path(eager).glob("*_seg.nii.gz")):
-        labels = [torch.from_numpy(nibabel.load(file).get_fdata())[None] for file in (path, Path(exported) / path.name)]
+    for path in sorted(Path(exported).glob("*_seg.nii.gz")):
+        labels = [torch.from_numpy(nibabel.load(file).get_fdata())[None] for file in (Path(eager) / path.name, path)]
         first, second = (regions_from_classes(label)[None] for label in labels)
         dice = compute_dice(second, first, ignore_empty=False)[0].tolist()
         rows.append([path.name, *(f"{value:.6f}" for value in dice), str(int((labels[0] != labels[1]).sum()))])
