@@ -18,9 +18,9 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 # A module imports only what stands before it, reading this table like a page: lower layers, then to its left.
 LAYERS = (
     "regions files",
-    "networks.blocks layouts losses transforms postprocessing loading sampling datalist phantom inferers optimization",
+    "networks.blocks layouts losses transforms postprocessing loading sampling datalist phantom inferers optimization metrics summary",
     "networks.nets networks curriculum weights checkpoint",
-    "report demo __main__",
+    "report pictures page scoring demo __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]
 FILES = sorted(PACKAGE.rglob("*.py"))
