@@ -118,8 +118,18 @@ def slow_lesion_wise(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[
         (SHIFTED, CUBE, (0.5, 2, 0.5, (8000 - 64 - 32) / (8000 - 64))),
         (BESIDE, CUBE, (0, 4, 0, (8000 - 128) / (8000 - 64))),
     ],
-    ids=["both empty", "full/empty", "empty/full", "both full", "one voxel", "two voxels 3 mm apart", "missed voxel"]
-    + ["false voxel", "half covered", "touching"],
+    ids=[
+        "both empty",
+        "full/empty",
+        "empty/full",
+        "both full",
+        "one voxel",
+        "two voxels 3 mm apart",
+        "missed voxel",
+        "false voxel",
+        "half covered",
+        "touching",
+    ],
 )
 def test_scores_equal_those_derived_by_hand(
     pred: torch.Tensor, truth: torch.Tensor, expected: tuple[float, ...]
@@ -172,8 +182,20 @@ def test_masks_of_two_shapes_are_refused() -> None:
         (ON_SPECK_AND_FAR, FAR, (0.5, 187)),  # without the dropped lesion it is a false alarm
         (ON_SPECK_AND_FAR, ON_SPECK_AND_FAR, (1, 0)),
     ],
-    ids=["both empty", "missed", "false voxel", "perfect", "dropped and missed", "half covered", "touching"]
-    + ["merged by dilation", "apart", "only a dropped lesion", "false alarm", "dropped and kept"],
+    ids=[
+        "both empty",
+        "missed",
+        "false voxel",
+        "perfect",
+        "missed but dropped",
+        "half covered",
+        "touching",
+        "two merged by dilation",
+        "two apart",
+        "only a dropped lesion",
+        "false alarm",
+        "dropped and kept",
+    ],
 )
 def test_lesion_wise_scores_equal_those_derived_by_hand(
     pred: torch.Tensor, truth: torch.Tensor, expected: tuple[float, float]

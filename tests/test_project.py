@@ -18,7 +18,8 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 # A module imports only what stands before it, reading this table like a page: lower layers, then to its left.
 LAYERS = (
     "regions files",
-    "networks.blocks layouts losses transforms postprocessing loading sampling datalist phantom inferers optimization metrics summary",
+    "networks.blocks layouts losses transforms postprocessing loading sampling datalist phantom inferers"
+    " optimization metrics summary",
     "networks.nets networks curriculum weights checkpoint",
     "report pictures page scoring demo __main__",
 )

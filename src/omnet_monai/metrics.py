@@ -24,7 +24,7 @@ METRICS = {
 """Every metric of a region, in the order of tables, and how it is written."""
 
 JOINING_DILATIONS = 3
-"""Dilations, each by a voxel and its 18 neighbors, after which lesions that touch count as one (BraTS 2023, gliomas)."""
+"""Dilations, each by the 18 neighbors, after which lesions that touch count as one (BraTS 2023, gliomas)."""
 
 MIN_LESION_VOLUME = 50.0
 """Volume in mm3 up to which a true lesion is not scored (BraTS 2023, gliomas)."""
@@ -88,7 +88,7 @@ def hausdorff95(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float
 
 
 def sensitivity(pred: torch.Tensor, truth: torch.Tensor) -> float:
-    """Return the share of the true mask that was predicted; where the truth is empty, 1 if the prediction is, else 0."""
+    """Return the share of the true mask that was predicted; of an empty one 1 if both are empty, else 0."""
     # Not MONAI's confusion matrix: it is NaN for an empty truth, and counts in float32.
     if not truth.any():
         return float(not pred.any())
