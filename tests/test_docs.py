@@ -52,7 +52,7 @@ def test_every_command_of_the_page_on_own_cases_runs_in_its_order(bundle: Path) 
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(words, cwd=bundle, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stderr[-1500:]}"
-    for file in ("trained/model.pt", "trained0/model.pt", "tuned/model.pt", "trained2/model.pt", "scored/dice.csv"):
+    for file in ("trained/model.pt", "trained0/model.pt", "tuned/model.pt", "trained2/model.pt", "scored/report.html"):
         assert (bundle / file).is_file(), file
     assert len(list((bundle / "segmented").glob("*_seg.nii.gz"))) == 4
 

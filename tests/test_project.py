@@ -21,7 +21,7 @@ LAYERS = (
     "networks.blocks layouts losses transforms postprocessing loading sampling datalist phantom inferers"
     " optimization metrics summary",
     "networks.nets networks curriculum weights checkpoint",
-    "report pictures page scoring demo __main__",
+    "report results pictures page scoring demo __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -10,6 +10,7 @@ import fire
 from omnet_monai.datalist import datalist
 from omnet_monai.demo import demo
 from omnet_monai.phantom import write_phantoms
+from omnet_monai.scoring import score
 
 
 def phantom(directory: str, cases: int = 8, seed: int = 0, size: tuple[int, int, int] = (96, 96, 64)) -> None:
@@ -21,7 +22,9 @@ def phantom(directory: str, cases: int = 8, seed: int = 0, size: tuple[int, int,
 def main() -> None:
     """Run one verb; an error of the user's is one line on stderr and exit status 1."""
     try:
-        fire.Fire({"datalist": datalist, "demo": demo, "phantom": phantom}, name="python -m omnet_monai")
+        fire.Fire(
+            {"datalist": datalist, "demo": demo, "phantom": phantom, "score": score}, name="python -m omnet_monai"
+        )
     except (ValueError, OSError) as error:
         if os.environ.get("OMNET_DEBUG"):
             raise
