@@ -132,7 +132,7 @@ def test_one_bad_case_is_marked_the_rest_is_scored_and_the_exit_status_tells(
     words = ["score", str(predictions), datalist, "--section", "training", "--output", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-m", "omnet_monai", *words], capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"1 cases were not scored, see {tmp_path / 'out' / 'scores.csv'}: {bad}" in done.stderr.splitlines()[-1]
+    assert f"cases not scored, see {tmp_path / 'out' / 'scores.csv'}: {bad}" in done.stderr.splitlines()[-1]
     assert f"not scored: case {bad}: {predictions} must hold one prediction" in done.stdout
     with open(tmp_path / "out" / "scores.csv", newline="") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}

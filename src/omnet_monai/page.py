@@ -14,7 +14,7 @@ from omnet_monai.results import COLUMNS, CaseScore, Results, digits
 
 __all__ = ["write_page"]
 
-WIDTH, LANE, LEFT = 620, 46, 44
+WIDTH, LANE, LEFT = 570, 46, 44
 """Of a chart: width, height of a region's lane, and space for its name, in pixels."""
 
 STYLE = """
@@ -48,10 +48,7 @@ def write_page(path: Path, results: Results, pictures: Path, limit: int = 100) -
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     body = [
         f"<h1>{len(results.scored)} of {total} cases scored</h1>",
-        *[
-            f'<p class="failed"><b>{escape(case.case)}</b> was not scored: {escape(case.error)}</p>'
-            for case in results.failed
-        ],
+        *[f'<p class="failed"><b>Not scored:</b> {escape(case.error)}</p>' for case in results.failed],
         _summary(results),
         _differences(results),
         '<div class="charts">',

@@ -179,4 +179,4 @@ def _write(results: Results, folder: Path) -> None:
 
 def _require_all(failed: Sequence[str], folder: Path) -> None:
     if failed:
-        raise ValueError(f"{len(failed)} cases were not scored, see {folder / 'scores.csv'}: {', '.join(failed)}")
+        raise ValueError(f"cases not scored, see {folder / 'scores.csv'}: {', '.join(failed)}")
