@@ -12,7 +12,7 @@ from omnet_monai import demo as demo_module
 from omnet_monai.demo import bundle_root, demo
 
 
-def test_the_first_run_leaves_scores_label_maps_a_picture_and_weights(
+def test_the_first_run_leaves_scores_label_maps_a_report_and_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = demo_module.write_phantoms
@@ -24,7 +24,7 @@ def test_the_first_run_leaves_scores_label_maps_a_picture_and_weights(
     assert header.split()[:3] == ["Dice", "WT", "untrained"]
     assert case.split()[0] == "phantom_000"
     assert mean.split()[1:] == case.split()[1:]  # of one case
-    for file in ("segmented/phantom_000_seg.nii.gz", "segmented/phantom_000.png", "models/model.pt"):
+    for file in ("segmented/phantom_000_seg.nii.gz", "segmented/report.html", "models/model.pt"):
         assert (tmp_path / file).is_file(), file
 
 

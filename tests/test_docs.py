@@ -60,8 +60,8 @@ def test_every_command_of_the_page_on_own_cases_runs_in_its_order(bundle: Path) 
         "trained0/model.pt",
         "tuned/model.pt",
         "trained2/model.pt",
-        "scored/dice.csv",
-        "scored2/dice.csv",
+        "scored/report.html",
+        "scored2/report.html",
     ):
         assert (bundle / file).is_file(), file
     assert len(list((bundle / "segmented").glob("*_seg.nii.gz"))) == 4

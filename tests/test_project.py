@@ -19,9 +19,9 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 LAYERS = (
     "regions files",
     "networks.blocks layouts losses transforms postprocessing loading sampling datalist phantom inferers optimization"
-    " exported distributed",
+    " exported distributed metrics summary",
     "networks.nets networks curriculum weights checkpoint",
-    "report tracking demo packaging export zoo __main__",
+    "report results pictures page scoring tracking demo packaging export zoo __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]
 FILES = sorted(PACKAGE.rglob("*.py"))

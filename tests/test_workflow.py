@@ -25,6 +25,7 @@ from monai.data import MetaTensor
 from omnet_monai.datalist import read_cases
 from omnet_monai.networks import OMNet
 from omnet_monai.regions import SEQUENCES
+from omnet_monai.results import read_scores
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 TINY: dict[str, Any] = {
@@ -89,18 +90,39 @@ def test_training_goes_through_three_stages_and_keeps_the_best_network_of_the_la
 def test_evaluation_scores_the_label_maps_it_saves(trained: Path, phantoms: Path, tmp_path: Path) -> None:
     settings = where(tmp_path, phantoms) | {"ckpt_dir": str(trained)}
     run(config_file=config("train.json", "evaluate.json"), **settings, **TINY)
-    with open(tmp_path / "out" / "dice.csv", newline="") as file:
-        header, row, mean = list(csv.reader(file))
-    assert header == ["case", "dice_WT", "dice_TC", "dice_ET"]
-    assert row[0] == "phantom_003"
-    assert row[1:] == mean[1:]
+    ((name, scores),) = read_scores(tmp_path / "out" / "scores.csv").items()
+    assert name == "phantom_003"
     truth = nib.load(phantoms / "phantom_003" / "phantom_003_seg.nii.gz").get_fdata() > 0
     pred = nib.load(tmp_path / "out" / "phantom_003_seg.nii.gz").get_fdata() > 0
     dice = 2 * (truth & pred).sum() / (truth.sum() + pred.sum())
-    assert float(row[1]) == pytest.approx(dice, abs=1e-4)
+    assert scores["dice_WT"] == pytest.approx(dice, abs=1e-4)
     with open(tmp_path / "out" / "evaluations.csv", newline="") as file:
         (line,) = csv.DictReader(file)
-    assert line["scores"].startswith("phantom_003 ")
+    assert re.fullmatch(r"phantom_003 [\d./]+; mean [\d./]+", line["scores"])
+    for written in ("scores.json", "report.html", "pictures/phantom_003.png"):
+        assert (tmp_path / "out" / written).is_file(), written
+
+
+@pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
+def test_a_case_that_cannot_be_read_is_marked_and_the_others_are_scored(
+    workers: int, trained: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    settings = where(tmp_path, phantoms) | {"ckpt_dir": str(trained), "num_workers": workers}
+    datalist = json.loads((phantoms / "datalist.json").read_text())
+    broken, *others = (case | _absolute(case, phantoms) for case in datalist["training"])
+    (tmp_path / "torn.nii.gz").write_bytes(b"torn")
+    broken["image"] = [*broken["image"][:3], str(tmp_path / "torn.nii.gz")]
+    (tmp_path / "list.json").write_text(json.dumps({"test": [broken, *others]}))
+    files = config("train.json", "evaluate.json")
+    with pytest.raises(RuntimeError, match="Failed to evaluate") as error:
+        run(config_file=files, **settings, **TINY, datalist=str(tmp_path / "list.json"))
+    assert f"cases not scored, see {tmp_path / 'out' / 'scores.csv'}: {broken['case']}" in _chain(error.value)
+    assert sorted(read_scores(tmp_path / "out" / "scores.csv")) == [case["case"] for case in others]
+    with open(tmp_path / "out" / "scores.csv", newline="") as file:
+        errors = {row["case"]: row["error"] for row in csv.DictReader(file)}
+    assert "torn.nii.gz: file must be readable" in errors[broken["case"]]
+    with open(tmp_path / "out" / "evaluations.csv", newline="") as file:
+        assert next(csv.DictReader(file))["scores"].startswith(f"{broken['case']} error; ")
 
 
 def test_inference_writes_label_maps_on_the_grid_of_the_input(trained: Path, phantoms: Path, tmp_path: Path) -> None:
@@ -230,8 +252,7 @@ def test_a_held_out_fold_is_scored_alone(trained: Path, phantoms: Path, tmp_path
     settings = where(tmp_path, phantoms) | {"ckpt_dir": str(trained)}
     files = config("train.json", "evaluate.json")
     run(config_file=files, **settings, **TINY, fold=0, datalist_key="training")
-    with open(tmp_path / "out" / "dice.csv", newline="") as file:
-        scored = [row[0] for row in list(csv.reader(file))[1:-1]]
+    scored = list(read_scores(tmp_path / "out" / "scores.csv"))
     held_out = read_cases(phantoms / "datalist.json", fold=0, held_out=True)
     assert scored == [case["case"] for case in held_out]
 
@@ -298,6 +319,10 @@ def _compare_killed_with_uninterrupted(workers: int, kills: int, phantoms: Path,
             print(f"{workers} workers, killed after {moment:.1f} s in epoch {epoch + 1} of 12: equal bit for bit")
             done += 1
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _absolute(case: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {"image": [str(folder / file) for file in case["image"]], "label": str(folder / case["label"])}
 
 
 def _chain(error: BaseException | None) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser, run
 
-from omnet_monai.datalist import read_cases, write_datalist
-from omnet_monai.loading import LoadCased
+from omnet_monai.datalist import write_datalist
 from omnet_monai.phantom import write_phantoms
 from omnet_monai.regions import REGIONS
-from omnet_monai.report import format_table, save_overlay
+from omnet_monai.report import format_table
+from omnet_monai.results import read_scores
 from omnet_monai.weights import ModelFile
 
 __all__ = ["bundle_root", "demo"]
@@ -28,7 +28,7 @@ def demo(
     Run the whole of OM-Net on generated cases in a few minutes, and print Dice per region on held-out cases.
 
     Args:
-        directory: folder for the cases, the weights, the label maps and the picture.
+        directory: folder for the cases, the weights, the label maps and the report.
         seed: seed of the cases and of the training.
         training: number of cases to train on.
         test: number of held-out cases.
@@ -57,11 +57,11 @@ def demo(
     _say("4 of 4: segmenting and scoring the held-out cases")
     trained = _evaluate(recipe, settings, out / "models" / "model.pt", out / "segmented")
 
-    picture = _draw(read_cases(datalist, "test")[0], out / "segmented")
     header = ["Dice", *(f"{region} {network}" for network in ("untrained", "trained") for region in REGIONS)]
     rows: list[list[str | float]] = [[case, *untrained[case], *trained[case]] for case in trained]
-    print(f"\n{format_table(header, rows)}\n\nlabel maps: {out / 'segmented'}\npicture:    {picture}")
-    print(f"weights:    {out / 'models' / 'model.pt'}\ndone in {time.monotonic() - start:.0f} s")
+    print(f"\n{format_table(header, rows)}\n\nlabel maps: {out / 'segmented'}")
+    print(f"report:     {out / 'segmented' / 'report.html'}\nweights:    {out / 'models' / 'model.pt'}")
+    print(f"done in {time.monotonic() - start:.0f} s")
 
 
 def bundle_root(bundle: str = "") -> Path:
@@ -102,14 +102,6 @@ def _evaluate(recipe: list[str], settings: dict[str, Any], weights: Path, out: P
     """Run the evaluation config and return Dice of WT, TC, ET by case, the mean last."""
     evaluate = [*recipe, str(Path(recipe[0]).with_name("evaluate.json"))]
     run(config_file=evaluate, checkpoint_path=str(weights), output_dir=str(out), **settings)
-    with open(out / "dice.csv", newline="", encoding="utf-8") as file:
-        return {case: [float(value) for value in values] for case, *values in list(csv.reader(file))[1:]}
-
-
-def _draw(case: dict[Any, Any], segmented: Path) -> Path:
-    truth, load = LoadCased()(case), LoadCased(scheme="brats2023")
-    saved = load({"image": case["image"], "label": str(segmented / f"{case['case']}_seg.nii.gz")})
-    path = segmented / f"{case['case']}.png"
-    title = f"{case['case']}: WT yellow, TC red, ET blue; dashed: truth"
-    save_overlay(truth["image"], saved["label"], path, truth=truth["label"], title=title)
-    return path
+    cases = read_scores(out / "scores.csv").items()
+    scores = {case: [values[f"dice_{region}"] for region in REGIONS] for case, values in cases}
+    return scores | {"mean": np.mean(list(scores.values()), axis=0).tolist()}

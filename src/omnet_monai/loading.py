@@ -20,7 +20,7 @@ from nibabel.filebasedimages import ImageFileError
 from omnet_monai.layouts import EXTENSIONS, case_name, find_case, missing_or_twice, name_parts, stem
 from omnet_monai.regions import SEQUENCES, classes_from_codes
 
-__all__ = ["LoadCased"]
+__all__ = ["LoadCased", "read_label"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +96,26 @@ class LoadCased(Transform):
         result[self.image_key] = _with_meta(torch.from_numpy(image), affine, case, files[0])
         if self.label_key in data:
             file = Path(data[self.label_key])
-            label = _read_label(case, file, data.get("scheme") or self.scheme, image.shape[1:], affine)
+            label = read_label(case, file, data.get("scheme") or self.scheme, image.shape[1:], affine)
             result[self.label_key] = _with_meta(label, affine, case, file)
         return result
+
+
+def read_label(case: str, file: Path, scheme: str | None, shape: tuple[int, ...], affine: np.ndarray) -> torch.Tensor:
+    """Read a label map on the grid of the image into inner classes, uint8 of shape ``(1, H, W, D)``."""
+    array, own_affine = _read(case, file)
+    _warn_of_shifts(case, file, {file: _grid_shift(case, file, (array.shape, own_affine), (shape, affine))})
+    # One byte where the codes allow: finding the codes in use takes a fifth of the time then.
+    codes = array.astype(np.uint8 if array.min() >= 0 and array.max() <= 255 else np.int64)
+    if (codes != array).any():
+        raise _error(case, file, f"label codes must be whole numbers, got {array[codes != array][0]}")
+    try:
+        label = classes_from_codes(torch.from_numpy(codes), scheme)
+    except ValueError as error:
+        raise _error(case, file, str(error)) from error
+    if scheme == "brats2023" and (cavity := np.count_nonzero(codes == 4)):
+        warnings.warn(f"case {case}: {file}: {cavity} voxels of resection cavity taken for background", stacklevel=2)
+    return label[None]
 
 
 def _error(case: str, file: Path, rule: str) -> ValueError:
@@ -196,23 +213,6 @@ def _read_channels(case: str, file: Path, order: Sequence[str]) -> tuple[np.ndar
         if not channel.any():
             raise _error(case, file, f"{sequence} must not be empty, got zeros only")
     return np.stack(channels).astype(np.float32, copy=False), affine
-
-
-def _read_label(case: str, file: Path, scheme: str | None, shape: tuple[int, ...], affine: np.ndarray) -> torch.Tensor:
-    """Read a label map on the grid of the image into inner classes, uint8 of shape ``(1, H, W, D)``."""
-    array, own_affine = _read(case, file)
-    _warn_of_shifts(case, file, {file: _grid_shift(case, file, (array.shape, own_affine), (shape, affine))})
-    # One byte where the codes allow: finding the codes in use takes a fifth of the time then.
-    codes = array.astype(np.uint8 if array.min() >= 0 and array.max() <= 255 else np.int64)
-    if (codes != array).any():
-        raise _error(case, file, f"label codes must be whole numbers, got {array[codes != array][0]}")
-    try:
-        label = classes_from_codes(torch.from_numpy(codes), scheme)
-    except ValueError as error:
-        raise _error(case, file, str(error)) from error
-    if scheme == "brats2023" and (cavity := np.count_nonzero(codes == 4)):
-        warnings.warn(f"case {case}: {file}: {cavity} voxels of resection cavity taken for background", stacklevel=2)
-    return label[None]
 
 
 def _grid_shift(case: str, file: Path, grid: Grid, first: Grid) -> float:

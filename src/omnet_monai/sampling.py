@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import IterableDataset
 from monai.transforms import Compose
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-__all__ = ["EpochDataset", "EpochSeedHandler"]
+__all__ = ["EpochDataset", "EpochSeedHandler", "ReadableCases"]
+
+logger = logging.getLogger(__name__)
 
 
 class EpochDataset(Dataset):
@@ -81,5 +85,35 @@ class EpochSeedHandler:
         torch.manual_seed(_derive(self.seed, engine.state.epoch, idist.get_rank()))
 
 
+class ReadableCases(IterableDataset):
+    """
+    Cases to evaluate once, in order; one that cannot be read is logged and left out instead of ending the run.
+
+    MONAI's engine ends with the first error that reaches it, so an error must not leave the loading of its case.
+
+    Args:
+        data: cases, as in a datalist.
+        transform: what loads and prepares a case.
+    """
+
+    def __init__(self, data: Sequence[Any], transform: Callable[[Any], Any]) -> None:
+        super().__init__(data)
+        self.cases, self.prepare = data, transform
+
+    def __iter__(self) -> Iterator[Any]:
+        """Load this worker's share of the cases."""
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        for case in self.cases[worker::workers]:
+            try:
+                yield self.prepare(case)
+            except (ValueError, OSError, RuntimeError) as error:  # MONAI makes a RuntimeError of a transform's error
+                logger.error(f"left out: {_first_cause(error)}")
+
+
 def _derive(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _first_cause(error.__cause__)

@@ -11,8 +11,8 @@ from monai.transforms import ResampleToMatch
 from monai.utils import optional_import, path_to_sqlite_uri
 
 from omnet_monai.files import whole_file
+from omnet_monai.pictures import save_overlay
 from omnet_monai.regions import classes_from_regions
-from omnet_monai.report import save_overlay
 
 __all__ = ["LearningRate", "ValidationPicture", "local_database"]
 

@@ -1,0 +1,148 @@
+"""Pictures of a case: each region in three planes through its center and where most is wrong, truth and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from scipy import ndimage
+
+from omnet_monai.files import whole_file
+from omnet_monai.regions import REGIONS, SEQUENCES
+
+__all__ = ["PREDICTED", "TRUE", "save_overlay"]
+
+TRUE, PREDICTED = "#3db7ff", "#ff9a1f"
+"""Colors of the truth and of what only it holds, of the prediction and of what only it holds; color-blind safe."""
+
+SHOWN_ON = {"WT": "flair", "TC": "t1c", "ET": "t1c"}
+PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
+MARGIN = 3
+
+
+def save_overlay(
+    image: torch.Tensor | np.ndarray,
+    label: torch.Tensor | np.ndarray,
+    path: str | Path,
+    truth: torch.Tensor | np.ndarray | None = None,
+    title: str = "",
+) -> None:
+    """
+    Draw a case, a row per region: axial, coronal and sagittal through the region's center and, where there is a truth,
+    the axial plane with most voxels wrong. Outlines are the truth's and the prediction's; an area is filled where only
+    one of them has the region. Beside each row stand the volumes.
+
+    Args:
+        image: the four sequences in the order of ``SEQUENCES``, LPS axes, shape ``(4, H, W, D)``; the size of a voxel
+            is a ``MetaTensor``'s, else 1 mm along each axis.
+        label: predicted inner classes, shape ``(1, H, W, D)`` or ``(H, W, D)``.
+        path: PNG file to write.
+        truth: true inner classes, ``None`` for none.
+        title: text above the picture.
+    """
+    import matplotlib.pyplot as plt  # here, because it takes longer to import than everything else
+
+    spacing = image.pixdim.tolist() if isinstance(image, MetaTensor) else [1.0] * 3
+    shape = image.shape[1:]
+    reference = None if truth is None else np.asarray(truth).reshape(shape)
+    volumes, found, reference = _crop(np.asarray(image, dtype=np.float32), np.asarray(label).reshape(shape), reference)
+    columns = len(PLANES) + (reference is not None)
+    figure, axes = plt.subplots(
+        len(REGIONS), columns, figsize=(2.6 * columns + 0.4, 8.2), facecolor="black", layout="constrained"
+    )
+    for row, (region, classes) in zip(axes, REGIONS.items(), strict=True):
+        pred = np.isin(found, classes)
+        true = None if reference is None else np.isin(reference, classes)
+        volume = volumes[SEQUENCES.index(SHOWN_ON[region])]
+        top = float(np.percentile(volume[volume > volume.min()], 99.5)) if np.ptp(volume) else 1.0
+        views = _views(pred, true, found if reference is None or not reference.any() else reference)
+        for axis, (name, normal, position) in zip(row, views, strict=True):
+            _draw_plane(axis, [volume, pred, true], normal, position, spacing, top)
+            axis.set_title(name, color="white", fontsize=8)
+        row[0].set_ylabel(_caption(region, pred, true, float(np.prod(spacing))), color="white", fontsize=9)
+    figure.suptitle(title, color="white", fontsize=10)
+    _draw_legend(figure, with_truth=reference is not None)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=100)
+    plt.close(figure)
+
+
+def _crop(image: np.ndarray, *labels: np.ndarray | None) -> list[Any]:
+    """Cut image and labels to the box that holds the brain and the tumors."""
+    inside = (image != 0).any(0)
+    for label in labels:
+        inside |= False if label is None else label > 0
+    spans = ndimage.find_objects(inside.astype(np.uint8)) or [tuple(slice(0, size) for size in inside.shape)]
+    box = tuple(slice(max(span.start - MARGIN, 0), span.stop + MARGIN) for span in spans[0])
+    return [image[:, *box], *(None if label is None else label[box] for label in labels)]
+
+
+def _views(pred: np.ndarray, true: np.ndarray | None, tumor: np.ndarray) -> list[tuple[str, int, int]]:
+    """Choose the planes of a region, each with its name, its normal axis and its position along that."""
+    reference = pred if true is None or not true.any() else true
+    center = _center(reference if reference.any() else tumor > 0)
+    views = [(name, normal, int(center[normal])) for name, normal in PLANES.items()]
+    if true is not None:
+        wrong = np.count_nonzero(pred ^ true, axis=(0, 1))
+        name = "axial, most voxels wrong" if wrong.any() else "nothing is wrong"
+        views.append((name, PLANES["axial"], int(wrong.argmax()) if wrong.any() else int(center[2])))
+    return views
+
+
+def _center(mask: np.ndarray) -> np.ndarray:
+    """Find the median voxel of the largest cluster of a mask, or the middle of an empty one."""
+    clusters, number = ndimage.label(mask, np.ones((3, 3, 3)))
+    if not number:
+        return np.array(mask.shape) // 2
+    largest = np.bincount(clusters.ravel())[1:].argmax() + 1
+    return np.median(np.argwhere(clusters == largest), axis=0).astype(int)
+
+
+def _draw_plane(
+    axis: Any, volumes: Sequence[np.ndarray | None], normal: int, position: int, spacing: Sequence[float], top: float
+) -> None:
+    volume, pred, true = (v if v is None else _slice(v, normal, position) for v in volumes)
+    across, up = (size for n, size in enumerate(spacing) if n != normal)
+    axis.imshow(volume, cmap="gray", vmin=0, vmax=top, aspect=up / across)
+    if pred is not None and true is not None:
+        for only, color in ((true & ~pred, TRUE), (pred & ~true, PREDICTED)):
+            axis.imshow(_tint(only, color), aspect=up / across)
+    for mask, color in ((true, TRUE), (pred, PREDICTED)):
+        if mask is not None and mask.any():
+            axis.contour(mask, levels=[0.5], colors=color, linewidths=1.1)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def _draw_legend(figure: Any, with_truth: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    meanings = {"prediction": PREDICTED}
+    if with_truth:
+        meanings = {"truth, filled where missed": TRUE, "prediction, filled where false": PREDICTED}
+    lines = [Line2D([], [], color=color, label=label) for label, color in meanings.items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=2, labelcolor="linecolor", frameon=False, fontsize=9)
+
+
+def _slice(volume: np.ndarray, normal: int, position: int) -> np.ndarray:
+    """Cut a plane out of an LPS volume so that anterior or superior is up and the patient's right is left."""
+    plane = np.take(volume, position, axis=normal).T
+    return plane if normal == 2 else plane[::-1]
+
+
+def _tint(mask: np.ndarray, color: str) -> np.ndarray:
+    """Color a mask, half transparent, as RGBA bytes."""
+    rgb = [int(color[start : start + 2], 16) for start in (1, 3, 5)]
+    return mask[..., None] * np.array([*rgb, 110], dtype=np.uint8)
+
+
+def _caption(region: str, pred: np.ndarray, true: np.ndarray | None, voxel: float) -> str:
+    """Name a region with its volumes in ml, given that of a voxel in mm3."""
+    volumes = f"prediction {pred.sum() * voxel / 1000:.1f} ml"
+    if true is not None:
+        volumes = f"truth {true.sum() * voxel / 1000:.1f} ml, {volumes}"
+    return f"{region} on {SHOWN_ON[region].upper()}\n{volumes}"

@@ -1,0 +1,167 @@
+"""The scores of an evaluation's cases together: worst first, summarized, compared, as text, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnet_monai.files import whole_file
+from omnet_monai.metrics import METRICS
+from omnet_monai.regions import REGIONS
+from omnet_monai.report import format_table, write_csv
+from omnet_monai.summary import Differences, paired_differences, summarize
+
+__all__ = ["COLUMNS", "CaseScore", "Results", "digits", "read_scores"]
+
+COLUMNS = [f"{metric}_{region}" for metric in METRICS for region in REGIONS]
+VOLUMES = [f"{source}_ml_{region}" for source in ("truth", "pred") for region in REGIONS]
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """
+    One case of an evaluation.
+
+    Attributes:
+        case: its name.
+        patient: its patient; resampling keeps the cases of one together.
+        values: ``dice_WT``, ... and volumes in ml ``truth_ml_WT``, ..., ``pred_ml_WT``, ...; empty after an error.
+        error: why it could not be scored, empty if it was.
+    """
+
+    case: str
+    patient: str
+    values: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+class Results:
+    """
+    All cases of an evaluation.
+
+    Args:
+        cases: the cases, those that failed too.
+        compare_to: ``scores.csv`` of another evaluation to compare the common cases with, ``None`` for none.
+
+    Attributes:
+        scored: the cases that have scores, those with the lowest mean Dice first.
+        failed: the others.
+        summary: means of ``COLUMNS`` with ranges or intervals, ``None`` if nothing was scored.
+        differences: paired differences to the other evaluation, this one minus that.
+        compared: names of the cases in ``differences``.
+
+    Raises:
+        ValueError: if the other evaluation lacks a metric or shares no case.
+    """
+
+    def __init__(self, cases: Sequence[CaseScore], compare_to: str | Path | None = None) -> None:
+        named = sorted(cases, key=lambda case: case.case)
+        self.failed = [case for case in named if case.error]
+        self.scored = sorted((case for case in named if not case.error), key=_mean_dice)
+        self.summary = summarize(self._table(self.scored), [c.patient for c in self.scored]) if self.scored else None
+        self.differences: Differences | None = None
+        self.compared: list[str] = []
+        self.other = str(compare_to or "")
+        if compare_to is not None:
+            self._compare(read_scores(compare_to))
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean of every column over the scored cases."""
+        return {} if self.summary is None else dict(zip(COLUMNS, self.summary.mean.tolist(), strict=True))
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """What the lower and the upper figure beside a mean are."""
+        interval = self.summary is not None and self.summary.interval
+        return ("95 % interval, from", "to") if interval else ("lowest case", "highest case")
+
+    def text(self) -> str:
+        """Table the means, below ten patients every case too; each cell holds the regions in order."""
+        header = [f"{'/'.join(REGIONS)} of {len(self.scored)}", *METRICS.values()]
+        rows: list[list[str]] = []
+        if self.summary is not None:
+            if not self.summary.interval:
+                by_name = sorted(self.scored, key=lambda case: case.case)
+                rows += [_row(case.case, [case.values[column] for column in COLUMNS]) for case in by_name]
+            rows += [_row("mean", self.summary.mean)]
+            rows += [_row(self.ends[0], self.summary.low), _row(self.ends[1], self.summary.high)]
+        if self.differences is not None:
+            rows += [_row(f"difference of {len(self.compared)}", self.differences.mean)]
+            rows += [_row("standard error", self.differences.error)]
+        failed = [f"not scored: {case.error}" for case in self.failed]
+        return "\n".join([format_table(header, rows), *failed])
+
+    def write(self, folder: Path) -> None:
+        """Write ``scores.csv``, a row per case, and ``scores.json``, which has the summary too."""
+        columns = [*COLUMNS, *VOLUMES]
+        cases = sorted([*self.scored, *self.failed], key=lambda case: case.case)
+        rows = [[c.case, c.patient, *(c.values.get(column, "") for column in columns), c.error] for c in cases]
+        write_csv(folder / "scores.csv", ["case", "patient", *columns, "error"], rows)
+        content: dict[str, Any] = {"cases": [asdict(case) for case in cases]}
+        if self.summary is not None:
+            ends = ("low", "high") if self.summary.interval else ("lowest", "highest")
+            figures = zip(COLUMNS, self.summary.mean, self.summary.low, self.summary.high, strict=True)
+            content["summary"] = {c: {"mean": mean, ends[0]: low, ends[1]: high} for c, mean, low, high in figures}
+        if self.differences is not None:
+            each = {
+                name: dict(zip(COLUMNS, row, strict=True))
+                for name, row in zip(self.compared, self.differences.cases, strict=True)
+            }
+            errors = [None if np.isnan(error) else error for error in self.differences.error]
+            means = {
+                column: {"mean": mean, "standard_error": error}
+                for column, mean, error in zip(COLUMNS, self.differences.mean, errors, strict=True)
+            }
+            content["differences"] = {"to": self.other, "summary": means, "cases": each}
+        with whole_file(folder / "scores.json") as part:
+            part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    def _compare(self, others: dict[str, dict[str, float]]) -> None:
+        own = {case.case: case for case in self.scored}
+        self.compared = sorted(own.keys() & others.keys())
+        if not self.compared:
+            raise ValueError(f"{self.other} must share a scored case with this evaluation, has {', '.join(others)}")
+        second = np.array([[others[name][column] for column in COLUMNS] for name in self.compared])
+        self.differences = paired_differences(self._table([own[name] for name in self.compared]), second)
+
+    @staticmethod
+    def _table(cases: Sequence[CaseScore]) -> np.ndarray:
+        return np.array([[case.values[column] for column in COLUMNS] for case in cases])
+
+
+def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
+    """
+    Read the scored cases of a ``scores.csv``: name to values of ``COLUMNS``.
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"scores to read must be a CSV file of an evaluation, got {path}, which does not exist")
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in ["case", *COLUMNS, "error"] if column not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"{path} must have a column for every metric, lacks {', '.join(missing)}")
+        return {row["case"]: {column: float(row[column]) for column in COLUMNS} for row in reader if not row["error"]}
+
+
+def digits(column: str, value: float) -> str:
+    """Write a score as it is read: a distance in mm with one digit, a share with three."""
+    return f"{value:.1f}" if "hd95" in column else f"{value:.3f}"
+
+
+def _mean_dice(case: CaseScore) -> float:
+    return sum(case.values[f"dice_{region}"] for region in REGIONS) / len(REGIONS)
+
+
+def _row(name: str, values: Sequence[float] | np.ndarray) -> list[str]:
+    texts = iter([digits(column, value) for column, value in zip(COLUMNS, values, strict=True)])
+    return [name, *("/".join(next(texts) for _ in REGIONS) for _ in METRICS)]

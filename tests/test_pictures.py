@@ -1,0 +1,130 @@
+"""What a picture of a case shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from monai.data import MetaTensor
+
+from omnet_monai import pictures
+from omnet_monai.pictures import PREDICTED, TRUE, save_overlay
+from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS
+
+SHAPE = (24, 28, 20)
+REGIONS = ("WT", "TC", "ET")
+
+
+def make_image() -> torch.Tensor:
+    return torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)) - 0.5
+
+
+def make_label(cls: int, start: int = 6) -> torch.Tensor:
+    label = torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    label[:, start : start + 8, 8:16, 6:14] = cls
+    return label
+
+
+def colored(picture: np.ndarray, color: str) -> int:
+    """Count the pixels of a color, outlines and legend."""
+    rgb = np.array([int(color[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+    return int((np.abs(picture[..., :3] - rgb).max(-1) < 0.12).sum())
+
+
+def draw(path: Path, label: torch.Tensor, truth: torch.Tensor | None = None) -> np.ndarray:
+    save_overlay(make_image(), label, path / "new" / "p1.png", truth, title="p1")
+    picture = imread(path / "new" / "p1.png")
+    assert picture.shape == (820, 820 if truth is None else 1080, 4)
+    return picture
+
+
+def rows(picture: np.ndarray) -> list[np.ndarray]:
+    """Cut out the rows of regions, without title and legend."""
+    return [picture[start : start + 250, 60:] for start in (30, 285, 540)]
+
+
+@pytest.mark.parametrize(
+    ("cls", "expected"),
+    [(0, set()), (EDEMA, {"WT"}), (NECROSIS, {"WT", "TC"}), (ENHANCING, {"WT", "TC", "ET"})],
+    ids=["empty", "edema", "core", "enhancing"],
+)
+def test_each_region_has_a_row_with_its_outline(tmp_path: Path, cls: int, expected: set[str]) -> None:
+    picture = draw(tmp_path, make_label(cls))
+    drawn = {region for region, row in zip(REGIONS, rows(picture), strict=True) if colored(row, PREDICTED) > 50}
+    assert drawn == expected
+    assert not colored(picture, TRUE)
+
+
+def test_truth_and_prediction_have_their_own_colors_and_either_may_be_empty(tmp_path: Path) -> None:
+    label, empty = make_label(EDEMA), make_label(0)
+    false, missed = rows(draw(tmp_path, label, empty))[0], rows(draw(tmp_path, empty, label))[0]
+    assert colored(false, PREDICTED) > 100 > colored(false, TRUE) == 0
+    assert colored(missed, TRUE) > 100 > colored(missed, PREDICTED) == 0
+
+
+def test_what_only_one_of_them_holds_is_filled() -> None:
+    mask = np.array([[True, False]])
+    assert pictures._tint(mask, "#0a141e").tolist() == [[[10, 20, 30, 110], [0, 0, 0, 0]]]
+
+
+def test_the_planes_go_through_the_largest_cluster_and_where_most_is_wrong() -> None:
+    true, pred = np.zeros((2, 20, 20, 20), dtype=bool)
+    true[2:7, 3:8, 4:9] = True  # center 4, 5, 6
+    true[15:17, 15:17, 15:17] = True
+    pred[2:7, 3:8, 4:9] = True
+    pred[0:4, 0:4, 18] = True  # 16 false voxels, more than the 4 missed of a plane
+    views = pictures._views(pred, true, true)
+    assert [view[1:] for view in views] == [(2, 6), (1, 5), (0, 4), (2, 18)]
+    assert views[3][0] == "axial, most voxels wrong"
+    assert pictures._views(true, true, true)[3] == ("nothing is wrong", 2, 6)
+    assert len(pictures._views(pred, None, pred)) == 3
+
+
+def test_a_region_that_is_absent_is_shown_at_the_tumors_center() -> None:
+    empty, tumor = np.zeros((2, 10, 10, 10), dtype=bool)
+    tumor[1:4, 1:4, 1:4] = True
+    assert [view[2] for view in pictures._views(empty, empty, tumor)[:3]] == [2, 2, 2]
+    assert [view[2] for view in pictures._views(empty, empty, empty)[:3]] == [5, 5, 5]
+
+
+def test_volumes_are_in_ml() -> None:
+    pred, true = np.zeros((2, 10, 10, 10), dtype=bool)
+    pred[:5] = True
+    true[:] = True
+    assert pictures._caption("WT", pred, true, voxel=3.0) == "WT on FLAIR\ntruth 3.0 ml, prediction 1.5 ml"
+    assert pictures._caption("ET", pred, None, voxel=1.0) == "ET on T1C\nprediction 0.5 ml"
+
+
+def test_a_label_may_come_without_a_channel_and_as_an_array(tmp_path: Path) -> None:
+    label = make_label(ENHANCING)
+    first = draw(tmp_path, label)
+    save_overlay(make_image().numpy(), label[0].numpy(), tmp_path / "p2.png", title="p1")
+    np.testing.assert_array_equal(imread(tmp_path / "p2.png"), first)
+
+
+def test_thick_slices_are_drawn_in_their_proportions(tmp_path: Path) -> None:
+    label = make_label(ENHANCING)
+    thin = draw(tmp_path, label)
+    image = MetaTensor(make_image(), affine=torch.diag(torch.tensor([-1.0, -1.0, 3.0, 1.0])))
+    save_overlay(image, label, tmp_path / "p2.png", title="p1")
+    # The coronal plane, 24 voxels wide and 20 high, becomes 24 x 60 mm: narrower and taller.
+    assert colored(rows(imread(tmp_path / "p2.png"))[0], PREDICTED) != colored(rows(thin)[0], PREDICTED)
+
+
+def test_a_label_full_of_tumor_and_an_image_of_zeros_are_drawn(tmp_path: Path) -> None:
+    full = torch.full((1, *SHAPE), ENHANCING, dtype=torch.uint8)
+    save_overlay(torch.zeros(4, *SHAPE), full, tmp_path / "p1.png")
+    save_overlay(torch.zeros(4, *SHAPE), 0 * full, tmp_path / "p2.png", truth=0 * full)
+    assert imread(tmp_path / "p2.png").shape == (820, 1080, 4)
+
+
+def test_planes_have_anterior_or_superior_up_and_the_patients_right_on_the_left() -> None:
+    volume = np.zeros((3, 3, 3))  # axes that grow to the left, to posterior, to superior
+    volume[0, 1, 1], volume[1, 0, 1], volume[1, 1, 2] = 1, 2, 3  # right, anterior, superior of the center
+    axial, coronal, sagittal = (pictures._slice(volume, normal, 1) for normal in (2, 1, 0))
+    assert axial.tolist() == [[0, 2, 0], [1, 0, 0], [0, 0, 0]]
+    assert coronal.tolist() == [[0, 3, 0], [1, 0, 0], [0, 0, 0]]
+    assert sagittal.tolist() == [[0, 3, 0], [2, 0, 0], [0, 0, 0]]

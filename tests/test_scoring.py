@@ -1,0 +1,168 @@
+"""Scoring label maps that exist already: what is found, what is refused, and that one bad case stops no other."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from omnet_monai.datalist import read_cases
+from omnet_monai.results import read_scores
+from omnet_monai.scoring import find_prediction, score, score_case
+
+
+@pytest.fixture
+def predictions(phantoms: Path, tmp_path: Path) -> Path:
+    """A folder with a perfect label map of each training case, in the codes of BraTS 2017."""
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for case in read_cases(phantoms / "datalist.json"):
+        shutil.copy(case["label"], folder / f"{case['case']}_seg.nii.gz")
+    return folder
+
+
+def change(file: Path, array: np.ndarray | None = None, affine: np.ndarray | None = None) -> None:
+    old = nib.load(file)
+    volume = np.asanyarray(old.dataobj) if array is None else array
+    image = nib.Nifti1Image(volume.astype(np.uint8), old.affine if affine is None else affine)
+    file.unlink()
+    nib.save(image, file)
+
+
+def codes(file: Path) -> np.ndarray:
+    return np.asanyarray(nib.load(file).dataobj).copy()
+
+
+def first(phantoms: Path) -> dict:
+    return read_cases(phantoms / "datalist.json")[0]
+
+
+def error_of(phantoms: Path, predictions: Path, scheme: str | None = None) -> str:
+    return score_case(first(phantoms), predictions, predictions / "pictures", scheme).error
+
+
+def test_perfect_label_maps_have_perfect_scores_and_a_report(phantoms: Path, predictions: Path) -> None:
+    score(str(predictions), str(phantoms / "datalist.json"), section="training")
+    scores = read_scores(predictions / "scores.csv")
+    assert sorted(scores) == sorted(case["case"] for case in read_cases(phantoms / "datalist.json"))
+    for values in scores.values():
+        assert {v for column, v in values.items() if "hd95" not in column} == {1.0}
+        assert {v for column, v in values.items() if "hd95" in column} == {0.0}
+    assert len(list((predictions / "pictures").glob("*.png"))) == len(scores)
+    assert (predictions / "report.html").is_file()
+
+
+def test_volumes_are_those_of_the_file(phantoms: Path, predictions: Path) -> None:
+    case = first(phantoms)
+    file = predictions / f"{case['case']}_seg.nii.gz"
+    voxel = np.prod(nib.load(file).header.get_zooms()) / 1000
+    truth = codes(file)
+    change(file, np.where(truth == 4, 0, truth))
+    values = score_case(case, predictions, predictions / "pictures").values
+    assert values["truth_ml_ET"] == pytest.approx((truth == 4).sum() * voxel)
+    assert values["pred_ml_ET"] == 0.0
+    assert values["pred_ml_WT"] == pytest.approx(((truth == 1) | (truth == 2)).sum() * voxel)
+
+
+@pytest.mark.parametrize("change_of", ["shape", "axes", "origin"])
+def test_a_prediction_on_another_grid_is_refused(phantoms: Path, predictions: Path, change_of: str) -> None:
+    file = predictions / f"{first(phantoms)['case']}_seg.nii.gz"
+    affine = nib.load(file).affine.copy()
+    if change_of == "shape":
+        change(file, codes(file)[1:])
+        assert "files must share a spatial shape, got (39, 40, 32) beside (40, 40, 32)" in error_of(
+            phantoms, predictions
+        )
+    elif change_of == "axes":
+        change(file, affine=affine @ np.diag([1, 1, 2, 1]))
+        assert "axes and spacing must agree" in error_of(phantoms, predictions)
+    else:
+        affine[0, 3] += 2 * affine[0, 0]
+        change(file, affine=affine)
+        assert "origins must agree within 0.5 voxel, got 2.00 voxels" in error_of(phantoms, predictions)
+
+
+def test_codes_of_two_schemes_are_refused(phantoms: Path, predictions: Path) -> None:
+    file = predictions / f"{first(phantoms)['case']}_seg.nii.gz"
+    truth = codes(file)
+    assert "codes of msd must be among [0, 1, 2, 3], got [4.0]" in error_of(phantoms, predictions, "msd")
+    newer = np.where(truth == 4, 3, truth)
+    change(file, newer)
+    assert "codes of brats2017 must be among [0, 1, 2, 4], got [3.0]" in error_of(phantoms, predictions, "brats2017")
+    newer[0, 0, 0] = 4
+    change(file, newer)
+    assert "must not hold both 3 and 4: name its scheme" in error_of(phantoms, predictions)
+    newer[0, 0, 0] = 7
+    change(file, newer)
+    assert "got [7.0]" in error_of(phantoms, predictions)
+
+
+@pytest.mark.parametrize("scheme", ["brats2023", None], ids=str)
+def test_a_prediction_in_other_codes_than_the_truth_scores_the_same(
+    phantoms: Path, predictions: Path, scheme: str | None
+) -> None:
+    file = predictions / f"{first(phantoms)['case']}_seg.nii.gz"
+    change(file, np.where(codes(file) == 4, 3, codes(file)))
+    assert score_case(first(phantoms), predictions, predictions / "pictures", scheme).values["dice_ET"] == 1.0
+
+
+def test_a_prediction_is_found_by_its_cases_name_alone(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "b_seg.nii", "c-seg.nii.gz", "aa.nii.gz", "d.nii", "d_seg.nii.gz"):
+        (tmp_path / name).touch()
+    assert [find_prediction(tmp_path, case).name for case in "abc"] == ["a.nii.gz", "b_seg.nii", "c-seg.nii.gz"]
+    with pytest.raises(ValueError, match=r"case d: .* must hold one prediction .*, got d\.nii, d_seg\.nii\.gz"):
+        find_prediction(tmp_path, "d")
+    with pytest.raises(ValueError, match=r"case e: .* got none"):
+        find_prediction(tmp_path, "e")
+
+
+def test_one_bad_case_is_marked_the_rest_is_scored_and_the_exit_status_tells(
+    phantoms: Path, predictions: Path, tmp_path: Path
+) -> None:
+    bad = first(phantoms)["case"]
+    (predictions / f"{bad}_seg.nii.gz").unlink()
+    datalist = str(phantoms / "datalist.json")
+    words = ["score", str(predictions), datalist, "--section", "training", "--output", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "omnet_monai", *words], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"cases not scored, see {tmp_path / 'out' / 'scores.csv'}: {bad}" in done.stderr.splitlines()[-1]
+    assert f"not scored: case {bad}: {predictions} must hold one prediction" in done.stdout
+    with open(tmp_path / "out" / "scores.csv", newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 3
+    assert {name: bool(row["error"]) for name, row in rows.items()} == {name: name == bad for name in rows}
+    assert not list(predictions.glob("*.csv"))
+
+
+def test_a_case_that_lost_an_image_is_an_error_of_its_own(phantoms: Path, predictions: Path) -> None:
+    case = first(phantoms)
+    case["image"][2] = str(predictions / "absent.nii.gz")
+    result = score_case(case, predictions, predictions / "pictures")
+    assert (result.case, result.values) == (case["case"], {})
+    assert "absent.nii.gz: missing sequence" in result.error
+
+
+def test_no_folder_and_no_scheme_are_the_users_mistakes(phantoms: Path, predictions: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"predictions must be a folder of label maps, got .*absent"):
+        score(str(tmp_path / "absent"), str(phantoms / "datalist.json"))
+    with pytest.raises(ValueError, match=r"label scheme must be one of brats2015, .*, got 'brats'"):
+        score(str(predictions), str(phantoms / "datalist.json"), scheme="brats")
+
+
+def test_a_second_scoring_lists_differences_to_the_first(phantoms: Path, predictions: Path, tmp_path: Path) -> None:
+    datalist = str(phantoms / "datalist.json")
+    score(str(predictions), datalist, "training", output=str(tmp_path / "first"))
+    for file in predictions.glob("*.nii.gz"):
+        change(file, np.zeros_like(codes(file)))
+    first_scores = str(tmp_path / "first" / "scores.csv")
+    score(str(predictions), datalist, "training", output=str(tmp_path / "second"), compare_to=first_scores)
+    differences = json.loads((tmp_path / "second" / "scores.json").read_text())["differences"]["summary"]
+    assert differences["dice_WT"] == {"mean": -1.0, "standard_error": 0.0}
+    assert differences["specificity_WT"] == {"mean": 0.0, "standard_error": 0.0}
