@@ -15,6 +15,7 @@ from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from omnet_monai.datalist import read_cases
+from omnet_monai.results import read_scores
 
 # What a client says of configs that come from its server: that they are code.
 pytestmark = pytest.mark.filterwarnings("ignore:executing the bundle config:UserWarning")
@@ -129,9 +130,8 @@ def test_a_client_scores_the_weights_it_is_sent(federation: tuple[list[Client], 
     evaluated = client.algo.evaluator.network.state_dict()
     assert all(torch.equal(evaluated[key], value) for key, value in weights[-1].items())
     output = Path(client.algo.eval_workflow.parser["output_dir"])
-    with open(output / "dice.csv", newline="") as file:
-        header, row, _ = list(csv.reader(file))
-    assert [metrics[name] for name in header[1:]] == pytest.approx([float(value) for value in row[1:]], abs=1e-4)
+    (score,) = read_scores(output / "scores.csv").values()
+    assert {name: metrics[name] for name in score} == pytest.approx(score, abs=1e-4)
     with open(output / "evaluations.csv", newline="") as file:
         (line,) = csv.DictReader(file)
     assert line["weights_sha256"] == "not from a file"

@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_package_holds_what_is_published_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
     for name in (
         "runs/checkpoint.pt",
-        "eval/dice.csv",
+        "eval/scores.csv",
         "models/model.ts",
         "configs/notes.txt",
         "configs/.train.json",

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from monai.data import MetaTensor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from omnet_monai.pictures import PREDICTED
 from omnet_monai.regions import regions_from_classes
 from omnet_monai.tracking import LearningRate, ValidationPicture, local_database
 
@@ -114,8 +116,8 @@ def test_tensorboard_has_the_picture_too(tmp_path: Path) -> None:
     picture = matplotlib.image.imread(tmp_path / "validation" / "first_epoch0007.png")
     assert event.step == 7
     assert (event.height, event.width) == picture.shape[:2]
-    yellow = np.abs(picture[..., :3] - np.array([1.0, 0.82, 0.12])).max(axis=2) < 0.1
-    assert yellow.sum() > 50  # the outline of WT
+    outline = np.abs(picture[..., :3] - matplotlib.colors.to_rgb(PREDICTED)).max(axis=2) < 0.1
+    assert outline.sum() > 50
 
 
 def test_tensorboard_gets_all_that_is_tracked(phantoms: Path, tmp_path: Path) -> None:

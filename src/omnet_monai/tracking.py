@@ -10,7 +10,6 @@ from ignite.engine import Engine, Events
 from monai.transforms import ResampleToMatch
 from monai.utils import optional_import, path_to_sqlite_uri
 
-from omnet_monai.files import whole_file
 from omnet_monai.pictures import save_overlay
 from omnet_monai.regions import classes_from_regions
 
@@ -35,7 +34,7 @@ class LearningRate:
 
 class ValidationPicture:
     """
-    Draw the first case of each validation with the outlines of its regions, truth dashed: as
+    Draw the first case of each validation with the outlines of its regions: as
     ``folder/<case>_epoch<number>.png`` and in TensorBoard.
 
     Args:
@@ -61,8 +60,7 @@ class ValidationPicture:
         # The image is cropped and in LPS axes, the regions are back on the grid of the case's files.
         label, truth = (self.match(classes_from_regions(item[key].cpu()), image) for key in ("pred", "label"))
         path = self.folder / f"{image.meta['case']}_epoch{epoch:04}.png"
-        with whole_file(path) as part:
-            save_overlay(_from_black(image), label, part, truth=truth, title=f"{image.meta['case']}, epoch {epoch}")
+        save_overlay(_from_black(image), label, path, truth=truth, title=f"{image.meta['case']}, epoch {epoch}")
         if self.summary_writer is not None:
             import matplotlib.image  # here, because it takes longer to import than everything else
 

@@ -55,7 +55,7 @@ class TestBratsMriOmnetSegmentation(unittest.TestCase):
         self.run_config(["train.json"], **TINY, **folders)
         self.assertTrue(os.path.isfile(os.path.join(self.out, "model.pt")))
         self.run_config(["train.json", "evaluate.json"], **TINY, **folders, datalist_key="training")
-        self.assertTrue(os.path.isfile(os.path.join(self.out, "dice.csv")))
+        self.assertTrue(os.path.isfile(os.path.join(self.out, "scores.csv")))
 
     def test_inference_segments_every_case_with_the_bundles_weights(self):
         self.run_config(["inference.json"])
