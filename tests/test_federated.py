@@ -21,7 +21,7 @@ from omnet_monai.results import read_scores
 pytestmark = pytest.mark.filterwarnings("ignore:executing the bundle config:UserWarning")
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
-ROUNDS, STEPS = 3, 4
+ROUNDS, EPOCHS, STEPS = 3, 3, 2  # a round has as many epochs as stages, which must not begin
 TINY: dict[str, Any] = {
     "network_def#features": [4, 4, 8, 8],
     "patch_size": [24, 16, 16],
@@ -39,7 +39,7 @@ class Client:
     def __init__(self, folder: Path, phantoms: Path, case: dict[str, Any]) -> None:
         places = {"dataset_dir": phantoms, "ckpt_dir": folder, "run_dir": folder / "run", "output_dir": folder / "out"}
         settings = {**TINY, **{name: str(place) for name, place in places.items()}, "train#dataset#data": [case]}
-        self.algo = MonaiAlgo(str(BUNDLE), local_epochs=1, train_kwargs=settings, eval_kwargs=dict(settings))
+        self.algo = MonaiAlgo(str(BUNDLE), local_epochs=EPOCHS, train_kwargs=settings, eval_kwargs=dict(settings))
         self.algo.initialize({ExtraItems.CLIENT_NAME: folder.name})
         self.starts: list[State] = []
         self.rates: list[float] = []
@@ -48,7 +48,7 @@ class Client:
         self.algo.trainer.add_event_handler(Events.ITERATION_STARTED, self.note)
 
     def note(self, engine: Engine) -> None:
-        if (engine.state.iteration - 1) % STEPS == 0:
+        if (engine.state.iteration - 1) % (EPOCHS * STEPS) == 0:
             self.starts.append(copy(engine.network.state_dict()))
         self.rates.append(min(group["lr"] for group in engine.optimizer.param_groups))
         self.stages.append(self.curriculum.num_tasks)
@@ -113,14 +113,15 @@ def test_the_clients_train_apart_and_the_average_lies_between_them(
 
 
 def test_the_learning_rate_falls_by_the_cosine_in_every_round(federation: tuple[list[Client], list[State]]) -> None:
-    # 0.01 * (1 + cos(k * 45 degrees)) / 2 at the steps k = 0, 1, 2, 3 of a round; it would be 0 at the step after.
+    # 0.01 * (1 + cos(k * 30 degrees)) / 2 at the steps k = 0 to 5 of a round; it would be 0 at the step after.
+    expected = [0.01, 0.00933013, 0.0075, 0.005, 0.0025, 0.00066987] * ROUNDS
     for client in federation[0]:
-        assert client.rates == pytest.approx([0.01, 0.00853553, 0.005, 0.00146447] * ROUNDS, abs=1e-8)
+        assert client.rates == pytest.approx(expected, abs=1e-8)
 
 
 def test_all_tasks_are_active_in_every_round(federation: tuple[list[Client], list[State]]) -> None:
     for client in federation[0]:
-        assert client.stages == [3] * STEPS * ROUNDS
+        assert client.stages == [3] * STEPS * EPOCHS * ROUNDS
 
 
 def test_a_client_scores_the_weights_it_is_sent(federation: tuple[list[Client], list[State]]) -> None:
