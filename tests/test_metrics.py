@@ -205,11 +205,10 @@ def test_lesion_wise_scores_equal_those_derived_by_hand(
 
 
 def test_a_contact_at_a_corner_makes_one_component() -> None:
-    # One false alarm beside the hit would halve the score; joined at the corner, all of it belongs to the hit.
-    pred = CUBE | DIAGONAL_CONTACT
-    assert lesion_wise(pred, CUBE, UNIT)[0] == pytest.approx(2 * 64 / (128 + 64))
-    far = mask([(12, 16), (12, 16), (12, 16)])
-    assert lesion_wise(CUBE | far, CUBE, UNIT)[0] == pytest.approx(0.5)
+    # The third cube is out of the lesion's reach: by itself it is a false alarm, in a chain it belongs to the hit.
+    third = mask([(13, 17), (13, 17), (13, 17)])
+    assert lesion_wise(CUBE | DIAGONAL_CONTACT | third, CUBE, UNIT)[0] == pytest.approx(2 * 64 / (3 * 64 + 64))
+    assert lesion_wise(CUBE | third, CUBE, UNIT) == (0.5, 187)
 
 
 def test_a_corner_of_the_18_neighbors_is_not_reached() -> None:
