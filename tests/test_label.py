@@ -24,13 +24,13 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from omnet_monai.packaging import BUNDLE_NAME, package
 from omnet_monai.phantom import write_phantoms
 from omnet_monai.weights import ModelFile
 
 pytestmark = pytest.mark.label
 
 ROOT = Path(__file__).parents[1]
-NAME = "brats_mri_omnet_segmentation"
 LABELS = {"ncr/net": 1, "edema": 2, "enhancing tumor": 3}
 ENDINGS = ("t1", "t1ce", "t2", "flair")
 TINY: dict[str, Any] = {
@@ -53,14 +53,6 @@ def python() -> str:
     return found
 
 
-def package(folder: Path) -> Path:
-    """Lay the bundle out as it is published, the package in its root."""
-    bundle, ignored = folder / NAME, shutil.ignore_patterns("__pycache__", "runs", "eval", "phantoms")
-    shutil.copytree(ROOT / "bundle", bundle, ignore=ignored)
-    shutil.copytree(ROOT / "src" / "omnet_monai", bundle / "omnet_monai", ignore=ignored)
-    return bundle
-
-
 def write_weights(bundle: Path, **changes: Any) -> None:
     """Give the bundle random weights of its network, or of a variant of it."""
     parser = ConfigParser()
@@ -73,7 +65,9 @@ def write_weights(bundle: Path, **changes: Any) -> None:
 @pytest.fixture(scope="module")
 def bundle(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packaged bundle with a network and a training of seconds."""
-    folder = package(tmp_path_factory.mktemp("package"))
+    target = tmp_path_factory.mktemp("package")
+    package(str(target))
+    folder = target / BUNDLE_NAME
     for name in ("train.json", "inference.json"):
         parser = ConfigParser()
         parser.read_config(str(folder / "configs" / name))
@@ -112,7 +106,7 @@ class Server:
     def __init__(self, python: str, folder: Path, bundle: Path, studies: Path, *conf: str) -> None:
         app, self.log = folder / "apps" / "monaibundle", folder / "server.log"
         shutil.copytree(Path(python).parents[1] / "monailabel" / "sample-apps" / "monaibundle", app)
-        self.bundle = app / "model" / NAME
+        self.bundle = app / "model" / BUNDLE_NAME
         shutil.copytree(bundle, self.bundle)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -162,7 +156,7 @@ class Server:
 
     def infer(self, where: dict[str, str], output: str = "image", **params: Any) -> Any:
         """Ask for a label map, or for what is said about it."""
-        path = f"/infer/{NAME}?" + urllib.parse.urlencode(where | {"output": output})
+        path = f"/infer/{BUNDLE_NAME}?" + urllib.parse.urlencode(where | {"output": output})
         body = urllib.parse.urlencode({"params": json.dumps(params)}).encode()
         content = self.ask("POST", path, body, "application/x-www-form-urlencoded")
         return nib.Nifti1Image.from_bytes(gzip.decompress(content)) if output == "image" else content
@@ -251,10 +245,10 @@ def slicer_label(files: list[Path], path: Path, changed: int | None = None) -> P
 
 def test_the_server_names_model_values_and_trainer(server: Server) -> None:
     info = server.ask("GET", "/info/")
-    model = info["models"][NAME]
+    model = info["models"][BUNDLE_NAME]
     assert model["labels"] == LABELS
     assert (model["type"], model["dimension"]) == ("segmentation", 3)
-    assert info["trainers"][NAME]["config"]["max_epochs"] == 50
+    assert info["trainers"][BUNDLE_NAME]["config"]["max_epochs"] == 50
     assert info["datastore"]["total"] == 3
 
 
@@ -304,10 +298,10 @@ def test_a_case_without_a_sequence_is_named_and_the_server_goes_on(
 
 def train(server: Server, **changes: Any) -> tuple[str, str]:
     """Train as 3D Slicer asks for it, with every setting the server told; the status and what was logged come back."""
-    settings = server.ask("GET", "/info/")["trainers"][NAME]["config"]
+    settings = server.ask("GET", "/info/")["trainers"][BUNDLE_NAME]["config"]
     request = {key: value[0] if isinstance(value, list) else value for key, value in settings.items()}
     before = len(server.text())
-    status = server.work(f"/train/{NAME}", **request | changes)
+    status = server.work(f"/train/{BUNDLE_NAME}", **request | changes)
     return status, server.text()[before:]
 
 
@@ -351,7 +345,7 @@ def test_batch_inference_stores_a_label_map_of_each_unlabeled_case(
 ) -> None:
     case = list(cases)[2]  # the first two are labeled
     settings = {"save_label": True, "label_tag": "original", "max_workers": 1, "multi_gpu": False}
-    assert server.work(f"/batch/infer/{NAME}?images=unlabeled", **settings) == "DONE"
+    assert server.work(f"/batch/infer/{BUNDLE_NAME}?images=unlabeled", **settings) == "DONE"
     assert_same(nib.load(studies / "labels" / "original" / f"{case}.nii.gz"), server.infer({"image": case}))
 
 
@@ -385,14 +379,14 @@ def test_weights_of_another_variant_are_refused_and_the_server_goes_on(
 def test_a_bundle_without_weights_is_left_out_of_the_models(
     python: str, bundle: Path, studies: Path, tmp_path: Path
 ) -> None:
-    without = shutil.copytree(bundle, tmp_path / "without" / NAME, ignore=shutil.ignore_patterns("model.pt"))
+    without = shutil.copytree(bundle, tmp_path / "without" / BUNDLE_NAME, ignore=shutil.ignore_patterns("model.pt"))
     server = Server(python, tmp_path, without, studies)
     try:
         assert server.wait().ask("GET", "/info/")["models"] == {}
         assert server.says(f"Ignore {server.bundle} as neither model.pt nor model.ts exists")
         with pytest.raises(urllib.error.HTTPError, match="500"):
             server.infer({"image": "phantom_000"})
-        assert NAME in server.ask("GET", "/info/")["trainers"]
+        assert BUNDLE_NAME in server.ask("GET", "/info/")["trainers"]
     finally:
         server.stop()
 
@@ -401,7 +395,7 @@ def test_unlabeled_cases_are_scored_by_what_dropout_changes(
     python: str, bundle: Path, studies: Path, cases: dict[str, list[Path]], tmp_path: Path
 ) -> None:
     unlabeled = shutil.copytree(studies, tmp_path / "studies", ignore=shutil.ignore_patterns("labels"))
-    conf = ["--conf", "epistemic_model", NAME, "--conf", "epistemic_simulation_size", "2"]
+    conf = ["--conf", "epistemic_model", BUNDLE_NAME, "--conf", "epistemic_simulation_size", "2"]
     server = Server(python, tmp_path, bundle, unlabeled, *conf)
     try:
         assert server.wait().finish("/scoring/") == "DONE", server.text()[-3000:]  # it scores as soon as it is up
