@@ -8,16 +8,13 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monai.utils import optional_import
-from torch import nn
 
 from omnet_monai.demo import bundle_root
 from omnet_monai.files import whole_file
+from omnet_monai.networks import OMNet
 from omnet_monai.weights import load_weights
 
 __all__ = ["export"]
-
-DIVISOR = 8
-"""Every spatial side is a multiple of it, at least twice: the network then pads nothing."""
 
 
 def export(file: str, bundle: str = "", **overrides: Any) -> None:
@@ -48,7 +45,7 @@ def export(file: str, bundle: str = "", **overrides: Any) -> None:
     print(f"exported to {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _network(root: Path, overrides: dict[str, Any]) -> nn.Module:
+def _network(root: Path, overrides: dict[str, Any]) -> OMNet:
     parser = ConfigParser()
     parser.read_config(root / "configs" / "inference.json")
     unknown = [name for name in overrides if name not in parser]
@@ -60,20 +57,20 @@ def _network(root: Path, overrides: dict[str, Any]) -> nn.Module:
     return network.eval()
 
 
-def _sample(network: nn.Module) -> tuple[torch.Tensor, dict[int, Any]]:
-    """Return an input to export with, all sides different, and the names of its free sizes."""
-    first = next(network.parameters())
-    image = torch.zeros(2, first.shape[1], *(DIVISOR * side for side in range(2, first.dim())))
-    sides = {axis: DIVISOR * torch.export.Dim(f"n{axis - 2}", min=2) for axis in range(2, image.dim())}
+def _sample(network: OMNet) -> tuple[torch.Tensor, dict[int, Any]]:
+    """Return an input to export with, all sides different, and its free sizes: those that need no padding."""
+    weight, divisor = next(network.parameters()), network.backbone.divisor
+    image = torch.zeros(2, weight.shape[1], *(divisor * side for side in range(2, weight.dim())))
+    sides = {axis: divisor * torch.export.Dim(f"n{axis - 2}", min=2) for axis in range(2, image.dim())}
     return image, {0: torch.export.Dim("batch"), **sides}
 
 
-def _write_program(network: nn.Module, path: Path) -> None:
+def _write_program(network: OMNet, path: Path) -> None:
     image, sizes = _sample(network)
     torch.export.save(torch.export.export(network, (image,), dynamic_shapes=(sizes,)), path)
 
 
-def _write_onnx(network: nn.Module, path: Path) -> None:
+def _write_onnx(network: OMNet, path: Path) -> None:
     image, sizes = _sample(network)
     names: dict[str, Any] = {"input_names": ["image"], "output_names": ["pred"]}
     # One file: without external_data=False the weights lie beside it.
