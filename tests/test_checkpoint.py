@@ -338,7 +338,8 @@ def make_cases() -> list[dict[str, Any]]:
     return cases
 
 
-EPOCHS, STEPS, CASES_PER_STEP, SIZE = 4, 2, 2, (16, 16, 8)
+# A first side above 16 is trained on in bfloat16 where the CPU has it.
+EPOCHS, STEPS, CASES_PER_STEP, SIZE = 4, 2, 2, (24, 16, 8)
 
 
 def make_training(folder: Path, num_workers: int, seed: int) -> SimpleNamespace:

@@ -65,6 +65,20 @@ def test_truth_and_prediction_have_their_own_colors_and_either_may_be_empty(tmp_
     assert colored(missed, TRUE) > 100 > colored(missed, PREDICTED) == 0
 
 
+def test_what_is_missed_is_filled_with_the_color_of_the_truth_and_what_is_false_with_the_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: dict[str, np.ndarray] = {}
+    whole = pictures._tint
+    monkeypatch.setattr(pictures, "_tint", lambda mask, color: whole(filled.setdefault(color, mask), color))
+    draw(tmp_path, make_label(EDEMA, start=10), make_label(EDEMA, start=6))
+    # The axial plane of WT comes first: predicted along x from 10 to 18, truly from 6 to 14, along y from 8 to 16.
+    assert {color: np.argwhere(mask)[:, 1].tolist() for color, mask in filled.items()} == {
+        TRUE: [6, 7, 8, 9] * 8,
+        PREDICTED: [14, 15, 16, 17] * 8,
+    }
+
+
 def test_what_only_one_of_them_holds_is_filled() -> None:
     mask = np.array([[True, False]])
     assert pictures._tint(mask, "#0a141e").tolist() == [[[10, 20, 30, 110], [0, 0, 0, 0]]]
