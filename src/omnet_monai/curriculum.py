@@ -133,8 +133,8 @@ class CurriculumHandler:
         """Let tasks join; the first process decides for all."""
         self.curriculum.begin_epoch(engine.state.epoch, int(engine.state.max_epochs or 0))
         # Processes that disagreed would run different heads, and wait for each other's gradients without end.
-        decided: Any = float(self.curriculum.num_tasks)
-        self.curriculum.num_tasks = int(idist.broadcast(decided, src=0))
+        first = torch.as_tensor(idist.broadcast(torch.tensor(self.curriculum.num_tasks), src=0))
+        self.curriculum.num_tasks = int(first)
         self.losses = []
         if self.curriculum.num_tasks != self.announced:
             self.announced = self.curriculum.num_tasks
