@@ -110,6 +110,11 @@ def test_autocast_opens_where_it_is_native_and_wanted(monkeypatch, amp, native, 
     assert not torch.is_autocast_enabled("cpu")
 
 
+def test_a_text_is_no_truth_value() -> None:
+    with pytest.raises(ValueError, match=r"amp must be True or False.*got 'false'"):
+        AutocastInferer(SimpleInferer(), amp="false")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("native", [True, False], ids=["bfloat16", "float32"])
 @torch.no_grad()
 def test_probabilities_come_back_in_float32(monkeypatch, native: bool) -> None:

@@ -25,10 +25,15 @@ class AutocastInferer(Inferer):
         inferer: the inferer that does the work.
         amp: run convolutions in bfloat16 where the hardware computes in it; float32 elsewhere, and when training on a
             CPU with patches whose first of three sides is below 17 voxels.
+
+    Raises:
+        ValueError: if ``amp`` is no truth value: "--amp false" on the command line is a text, and would count as true.
     """
 
     def __init__(self, inferer: Inferer, amp: bool = True) -> None:
         super().__init__()
+        if not isinstance(amp, bool):
+            raise ValueError(f"amp must be True or False, with a capital letter on the command line, got {amp!r}")
         self.inferer = inferer
         self.amp = amp
 
