@@ -120,6 +120,15 @@ def test_tensorboard_has_the_picture_too(tmp_path: Path) -> None:
     assert outline.sum() > 50
 
 
+def test_without_matplotlib_validation_goes_on_and_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("omnet_monai.tracking.optional_import", lambda name: (None, False))
+    evaluate(ValidationPicture(tmp_path / "validation"), 1)
+    assert caplog.messages == ["No picture of the validation case: matplotlib is not installed."]
+    assert not (tmp_path / "validation").exists()
+
+
 def test_tensorboard_gets_all_that_is_tracked(phantoms: Path, tmp_path: Path) -> None:
     run(config_file=str(CONFIGS / "train.json"), **settings(tmp_path, phantoms))
     events = EventAccumulator(str(tmp_path / "run")).Reload()

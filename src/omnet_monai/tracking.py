@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from omnet_monai.pictures import save_overlay
 from omnet_monai.regions import classes_from_regions
 
 __all__ = ["LearningRate", "ValidationPicture", "local_database"]
+
+logger = logging.getLogger(__name__)
 
 
 class LearningRate:
@@ -35,7 +38,7 @@ class LearningRate:
 class ValidationPicture:
     """
     Draw the first case of each validation with the outlines of its regions: as
-    ``folder/<case>_epoch<number>.png`` and in TensorBoard.
+    ``folder/<case>_epoch<number>.png`` and in TensorBoard; without matplotlib, a line in the log says that it is not.
 
     Args:
         folder: where to write; for MLflow, a folder of artifacts.
@@ -54,6 +57,9 @@ class ValidationPicture:
     def __call__(self, engine: Engine) -> None:
         """Draw the case of the validation's first iteration."""
         if engine.state.iteration != 1:
+            return
+        if not optional_import("matplotlib")[1]:  # as in a lean environment of MONAI Label
+            logger.warning("No picture of the validation case: matplotlib is not installed.")
             return
         item: dict[str, Any] = engine.state.output[0]  # type: ignore[index]  # decollated, regions after postprocessing
         image, epoch = item["image"].cpu(), engine.state.epoch
