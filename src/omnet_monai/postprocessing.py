@@ -19,6 +19,8 @@ class RemoveSmallClustersd(MapTransform):
     """
     Clear the region probabilities of small clusters of tumor: scattered false tumor far from the lesion.
 
+    The limit depends on the largest cluster, which MONAI's ``RemoveSmallObjects`` does not know.
+
     Args:
         keys: keys of the region probabilities WT, TC, ET, each a ``MetaTensor`` whose affine gives the voxels' size,
             shape ``(3, *spatial)``; without an affine a voxel is 1 mm3.
