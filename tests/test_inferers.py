@@ -79,9 +79,54 @@ def test_the_number_of_tasks_reaches_a_network_in_training(num_tasks: int) -> No
 @torch.no_grad()
 def test_without_amp_the_result_is_that_of_the_wrapped_inferer(inferer) -> None:
     network, x = small_network(), image(17, 16, 12)
-    out = AutocastInferer(inferer, amp=False)(x, network)
-    assert torch.equal(out, inferer(x, in_channels_last(network)))
-    torch.testing.assert_close(out, inferer(x, network))
+    expected = inferer(x, in_channels_last(network))
+    assert torch.equal(AutocastInferer(inferer, amp=False, fold=False)(x, network), expected)
+    torch.testing.assert_close(AutocastInferer(inferer, amp=False)(x, network), expected)
+
+
+class Counter(nn.Module):
+    """Stands for a network that finds tumor everywhere, and counts the windows that it ran on."""
+
+    windows = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.windows += len(x)
+        return torch.ones_like(x[:, :3])
+
+
+@pytest.mark.parametrize("sw_batch_size", [1, 3, 8], ids=lambda size: f"batches of {size}")
+def test_a_window_without_brain_does_not_run_and_is_background(sw_batch_size: int) -> None:
+    x, counter = torch.zeros(1, 4, 32, 16, 16), Counter()  # 2 x 1 x 2 windows without overlap
+    x[0, 2, 5, 5, 5] = -1  # the first has brain in one sequence,
+    x[0, 0, 20, 3, 15] = 1  # the last in another
+    with torch.no_grad():
+        out = AutocastInferer(SlidingWindowInferer(WINDOW, sw_batch_size, overlap=0))(x, counter)
+    assert counter.windows == 2 + 1  # the first of all tells how many channels there are
+    expected = torch.zeros(1, 3, 32, 16, 16)
+    expected[:, :, :16, :, :8] = expected[:, :, 16:, :, 8:] = 1
+    assert torch.equal(out, expected)
+
+
+def test_a_volume_without_brain_is_background() -> None:
+    with torch.no_grad():
+        out = AutocastInferer(SlidingWindowInferer(WINDOW, 2))(torch.zeros(1, 4, 24, 16, 16), Counter())
+    assert torch.equal(out, torch.zeros(1, 3, 24, 16, 16))
+
+
+def test_every_window_runs_where_none_shall_be_left_out() -> None:
+    counter = Counter()
+    with torch.no_grad():
+        AutocastInferer(SlidingWindowInferer(WINDOW, 3, overlap=0), skip_empty=False)(
+            torch.zeros(1, 4, 32, 16, 16), counter
+        )
+    assert counter.windows == 4
+
+
+def test_training_takes_every_patch_and_keeps_its_normalization() -> None:
+    network, x = small_network().train(), torch.zeros(2, 4, *WINDOW)
+    logits = AutocastInferer(SimpleInferer(), amp=False)(x, network)
+    assert len(logits[0]) == 2
+    assert network.backbone.encoders[0][0].adn.N.num_batches_tracked == 1
 
 
 @pytest.mark.skipif(not has_bfloat16("cpu"), reason="this CPU does not compute in bfloat16")
@@ -110,9 +155,10 @@ def test_autocast_opens_where_it_is_native_and_wanted(monkeypatch, amp, native, 
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_a_text_is_no_truth_value() -> None:
-    with pytest.raises(ValueError, match=r"amp must be True or False.*got 'false'"):
-        AutocastInferer(SimpleInferer(), amp="false")  # type: ignore[arg-type]
+@pytest.mark.parametrize("switch", ["amp", "fold", "skip_empty"])
+def test_a_text_is_no_truth_value(switch: str) -> None:
+    with pytest.raises(ValueError, match=rf"{switch} must be True or False.*got 'false'"):
+        AutocastInferer(SimpleInferer(), **{switch: "false"})
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["bfloat16", "float32"])

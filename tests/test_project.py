@@ -18,8 +18,8 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 # A module imports only what stands before it, reading this table like a page: lower layers, then to its left.
 LAYERS = (
     "regions files",
-    "networks.blocks layouts losses transforms postprocessing loading sampling datalist phantom inferers optimization"
-    " exported distributed metrics summary",
+    "networks.blocks networks.folding layouts losses transforms postprocessing loading sampling datalist phantom"
+    " inferers optimization exported distributed metrics summary",
     "networks.nets networks curriculum weights checkpoint",
     "report results pictures page scoring tracking demo packaging export zoo __main__",
 )

@@ -1,4 +1,4 @@
-"""A thin inferer around MONAI's own: mixed precision and memory format fit for the device at hand."""
+"""A thin inferer around MONAI's own: precision, memory format and windows fit for the device and case at hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from monai.inferers import Inferer
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from omnet_monai.networks.folding import LAYOUTS, folded
+
 __all__ = ["AutocastInferer", "default_device", "has_bfloat16"]
 
 
@@ -18,37 +20,45 @@ class AutocastInferer(Inferer):
     Run one of MONAI's inferers under autocast and in the channels-last memory format.
 
     MONAI's engines know only CUDA autocast, and MONAI Label calls ``inferer(inputs, network)`` and nothing else: here
-    both get mixed precision. A network in training mode but without gradients, as MONAI Label has it to score cases by
-    what dropout changes, is put into evaluation mode with its dropout on, and stays so.
+    both get mixed precision. Without gradients, the network is one copy for the call whose batch normalization is
+    folded into its convolutions, and a window without brain is not run: its result is 0.
+
+    A network in training mode but without gradients, as MONAI Label has it to score cases by what dropout changes, is
+    put into evaluation mode with its dropout on, and stays so.
 
     Args:
         inferer: the inferer that does the work.
         amp: run convolutions in bfloat16 where the hardware computes in it; float32 elsewhere, and when training on a
             CPU with patches whose first of three sides is below 17 voxels.
+        fold: without gradients, fold batch normalization, and keep weights in bfloat16 where that is computed in.
+        skip_empty: without gradients, do not run windows that are 0 throughout.
 
     Raises:
-        ValueError: if ``amp`` is no truth value: "--amp false" on the command line is a text, and would count as true.
+        ValueError: if a switch is no truth value: "--amp false" on the command line is a text, and would count as true.
     """
 
-    def __init__(self, inferer: Inferer, amp: bool = True) -> None:
+    def __init__(self, inferer: Inferer, amp: bool = True, fold: bool = True, skip_empty: bool = True) -> None:
         super().__init__()
-        if not isinstance(amp, bool):
-            raise ValueError(f"amp must be True or False, with a capital letter on the command line, got {amp!r}")
+        for name, switch in {"amp": amp, "fold": fold, "skip_empty": skip_empty}.items():
+            if not isinstance(switch, bool):
+                raise ValueError(
+                    f"{name} must be True or False, with a capital letter on the command line, got {switch!r}"
+                )
         self.inferer = inferer
         self.amp = amp
+        self.fold = fold
+        self.skip_empty = skip_empty
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what the wrapped inferer returns for ``inputs``, shape ``(B, C, *spatial)``."""
-        kind = inputs.device.type
+        kind, inference = inputs.device.type, not torch.is_grad_enabled()
+        amp = self.amp and has_bfloat16(kind) and (inference or not _meets_depth_two(inputs))
         _leave_only_dropout(network)
-
-        def channels_last(window: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            layout = torch.channels_last_3d if window.dim() == 5 else torch.channels_last
-            return network(window.contiguous(memory_format=layout), *args, **kwargs)
-
-        amp = self.amp and has_bfloat16(kind) and not _meets_depth_two(inputs)
+        if self.fold and inference and isinstance(network, nn.Module):
+            network = folded(network, torch.bfloat16 if amp else None)
+        windows = _Windows(network, self.skip_empty and inference)
         with torch.autocast(kind, torch.bfloat16, enabled=amp):
-            return self.inferer(inputs, channels_last, *args, **kwargs)
+            return self.inferer(inputs, windows, *args, **kwargs)
 
 
 def default_device() -> torch.device:
@@ -63,6 +73,29 @@ def has_bfloat16(device_type: str) -> bool:
     return device_type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
+class _Windows:
+    """A network that takes its windows in channels-last, and does not run on those that are empty."""
+
+    def __init__(self, network: Callable[..., Any], skip_empty: bool) -> None:
+        self.network = network
+        self.skip_empty = skip_empty
+        self.background: torch.Tensor | None = None
+
+    def __call__(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.skip_empty:
+            return self._run(windows, *args, **kwargs)
+        occupied = windows.flatten(1).any(1)
+        if self.background is None:  # only the network knows how many channels a result has
+            self.background = torch.zeros_like(self._run(windows[:1], *args, **kwargs))
+        results = self.background.repeat_interleave(len(windows), dim=0)
+        if occupied.any():
+            results[occupied] = self._run(windows[occupied], *args, **kwargs)
+        return results
+
+    def _run(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.network(windows.contiguous(memory_format=LAYOUTS[windows.dim()]), *args, **kwargs)
+
+
 def _meets_depth_two(inputs: torch.Tensor) -> bool:
     """
     Tell whether training on these patches meets a 3-D convolution with a first side of 2 on a CPU.
@@ -70,7 +103,7 @@ def _meets_depth_two(inputs: torch.Tensor) -> bool:
     Its weight gradient in bfloat16 is whatever memory holds, up to infinity, on a CPU with AVX-512 BF16 but without
     AMX (torch 2.13). A network of four levels halves 16 to 2; the first side that it does not is above 16.
     """
-    return inputs.device.type == "cpu" and torch.is_grad_enabled() and inputs.dim() == 5 and inputs.shape[2] <= 16
+    return inputs.device.type == "cpu" and inputs.dim() == 5 and inputs.shape[2] <= 16
 
 
 def _leave_only_dropout(network: Callable[..., Any]) -> None:

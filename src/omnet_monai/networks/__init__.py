@@ -7,6 +7,7 @@ from omnet_monai.networks.blocks import (
     FusionResidualBlock,
     in_attention,
 )
+from omnet_monai.networks.folding import folded
 from omnet_monai.networks.nets import FusionNet, OMNet, TaskHead
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "FusionResidualBlock",
     "OMNet",
     "TaskHead",
+    "folded",
     "in_attention",
 ]

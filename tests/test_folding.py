@@ -1,0 +1,73 @@
+"""Folding batch normalization: the same function from fewer layers, and a network left as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from monai.networks.blocks import Convolution
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from omnet_monai.networks import OMNet, folded
+
+
+def trained_network(spatial_dims: int = 3, **arguments) -> OMNet:
+    """A small network whose running statistics and affine terms are not those it starts from."""
+    torch.manual_seed(0)
+    network = OMNet(spatial_dims, class_counts=(4, 4, 2), features=(4, 6, 8, 10), **arguments).eval()
+    for norm in network.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.running_mean.normal_(0, 0.3)
+            norm.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias)
+    return network
+
+
+def image(*spatial: int) -> torch.Tensor:
+    return torch.randn((2, 4, *spatial), generator=torch.Generator().manual_seed(1))
+
+
+def test_a_convolution_takes_over_what_its_normalization_does() -> None:
+    # 2 x + 1, normalized with mean 3 and variance 4 and scaled by 6, moved by 5: 6 (2 x + 1 - 3) / 2 + 5 = 6 x - 1.
+    block = Convolution(3, 1, 1, kernel_size=1, adn_ordering="N", norm=("batch", {"eps": 0.0})).eval()
+    values = {"conv.weight": 2, "conv.bias": 1, "adn.N.running_mean": 3, "adn.N.running_var": 4}
+    state = block.state_dict() | {"adn.N.weight": torch.tensor([6.0]), "adn.N.bias": torch.tensor([5.0])}
+    block.load_state_dict(state | {name: torch.full_like(state[name], value) for name, value in values.items()})
+    conv = folded(nn.Sequential(block))[0].conv
+    assert conv.weight.item() == 6
+    assert conv.bias.item() == -1
+
+
+@pytest.mark.parametrize("attention", ["cga", "se", "none"])
+@pytest.mark.parametrize("spatial", [(16, 12, 8), (16, 12)], ids=["3-D", "2-D"])
+@torch.no_grad()
+def test_the_folded_network_is_the_same_function(spatial: tuple[int, ...], attention: str) -> None:
+    network, x = trained_network(len(spatial), attention=attention).double(), image(*spatial).double()
+    # The network's probabilities are float32 whatever it computes in.
+    torch.testing.assert_close(folded(network)(x), network(x), atol=1e-6, rtol=0)
+
+
+def test_no_normalization_is_left_and_the_network_stays_as_it_was() -> None:
+    network = trained_network()
+    before, modules = copy.deepcopy(network.state_dict()), str(network)
+    copied = folded(network, torch.bfloat16)
+    assert not [layer for layer in copied.modules() if isinstance(layer, _BatchNorm)]
+    assert {parameter.dtype for parameter in copied.parameters()} == {torch.bfloat16}
+    assert str(network) == modules
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_dropout_that_acts_goes_on_acting() -> None:
+    network = trained_network()
+    network.backbone.dropout.train()
+    copied = folded(network)
+    assert copied.backbone.dropout.training
+    assert not copied.training
+
+
+def test_a_network_without_normalization_to_fold_is_itself() -> None:
+    network = nn.Sequential(nn.Conv3d(1, 1, 1), nn.BatchNorm3d(1))
+    assert folded(network) is network
