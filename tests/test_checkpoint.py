@@ -19,9 +19,10 @@ from monai.handlers import CheckpointLoader, IgniteMetricHandler, LrScheduleHand
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.metrics import DiceMetric
 from monai.optimizers import WarmupCosineSchedule
-from monai.transforms import Compose, RandFlipd, RandScaleIntensityd, RandStdShiftIntensityd
+from monai.transforms import Compose
 from torch import nn
 
+from omnet_monai.augmentation import BatchAugmentation
 from omnet_monai.checkpoint import RunCheckpoint, SaveCheckpoint
 from omnet_monai.curriculum import Curriculum, CurriculumHandler, PrepareTaskBatch
 from omnet_monai.inferers import AutocastInferer
@@ -373,13 +374,7 @@ def make_training(folder: Path, num_workers: int, seed: int) -> SimpleNamespace:
         },
         val_handlers=[CaseTable(), SaveBest(model_file, curriculum, "dice_mean")],
     )
-    transforms = [
-        RandCropByTaskd(SIZE, num_samples=1),
-        RandFlipd(["image", "label"], prob=0.5, spatial_axis=0),
-        RandScaleIntensityd("image", prob=1.0, factors=0.25, channel_wise=True),
-        RandStdShiftIntensityd("image", prob=1.0, factors=0.3, nonzero=True, channel_wise=True),
-    ]
-    patches = EpochDataset(cases, transforms, STEPS * CASES_PER_STEP)
+    patches = EpochDataset(cases, [RandCropByTaskd((32, 20, 10), num_samples=1)], STEPS * CASES_PER_STEP)
     trainer = SupervisedTrainer(
         device=device,
         max_epochs=EPOCHS,
@@ -388,7 +383,7 @@ def make_training(folder: Path, num_workers: int, seed: int) -> SimpleNamespace:
         optimizer=optimizer,
         loss_function=loss_function,
         inferer=AutocastInferer(SimpleInferer()),
-        prepare_batch=PrepareTaskBatch(curriculum),
+        prepare_batch=PrepareTaskBatch(curriculum, BatchAugmentation(SIZE, 0.5, 0.3, 0.2, scale=0.25, shift=0.3)),
         train_handlers=[
             EpochSeedHandler(patches),
             CurriculumHandler(curriculum, loss_function),

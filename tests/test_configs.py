@@ -94,9 +94,10 @@ def test_train_and_inference_name_the_same_network_preprocessing_and_window() ->
     assert train["patch_size"] == inference["patch_size"]
     assert train["validate"]["inferer"]["inferer"]["roi_size"] == "@patch_size"
     assert inference["inferer"]["inferer"]["roi_size"] == "@patch_size"
+    assert train["train"]["augmentation"]["spatial_size"] == "@patch_size"
     cropper = train["train"]["random_transforms"][0]
     assert cropper["_target_"].endswith("RandCropByTaskd")
-    assert cropper["spatial_size"] == "@patch_size"
+    assert "@patch_size" in cropper["spatial_size"]
 
 
 def test_training_prepares_images_as_inference_does_and_labels_along() -> None:

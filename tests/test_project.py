@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 LAYERS = (
     "regions files",
     "networks.blocks networks.folding layouts losses transforms postprocessing loading sampling datalist phantom"
-    " inferers optimization exported distributed metrics summary",
+    " inferers optimization exported distributed metrics summary augmentation caching",
     "networks.nets networks curriculum weights checkpoint",
     "report results pictures page scoring tracking demo packaging export zoo __main__",
 )

@@ -12,6 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor
 
+from omnet_monai.augmentation import BatchAugmentation
 from omnet_monai.losses import OMNetLoss
 from omnet_monai.regions import TASKS
 
@@ -166,10 +167,12 @@ class PrepareTaskBatch:
 
     Args:
         curriculum: knows how many tasks are active.
+        augmentation: what to do with image and label once they are on the device; ``None`` for nothing.
     """
 
-    def __init__(self, curriculum: Curriculum) -> None:
+    def __init__(self, curriculum: Curriculum, augmentation: BatchAugmentation | None = None) -> None:
         self.curriculum = curriculum
+        self.augmentation = augmentation
 
     def __call__(
         self, batch: dict[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
@@ -192,4 +195,7 @@ class PrepareTaskBatch:
             )
             for key in ("image", "label", "task")
         )
+        image = image.float()  # kept in half precision up to here
+        if self.augmentation is not None:
+            image, label = self.augmentation(image, label)
         return image, {"label": label, "task": task}, (), {"num_tasks": num_tasks}

@@ -33,6 +33,9 @@ __all__ = [
     "nonzero",
 ]
 
+TRIALS = 50
+"""How often a voxel is drawn in the hope of brain before all of the volume is read to find some."""
+
 
 class RandCropByTaskd(Randomizable):
     """
@@ -41,7 +44,8 @@ class RandCropByTaskd(Randomizable):
 
     A case without core gives its task-3 patches to task 2, a case without tumor all its patches to task 1: each
     patch carries in ``task`` the index of the task whose region it was really drawn from. Near a border the patch is
-    shifted inwards; a volume smaller than a patch is padded with zeros at its far ends.
+    shifted inwards; a volume smaller than a patch is padded with zeros at its far ends. Of a volume mapped from a file,
+    little more than the patches is read.
 
     Args:
         spatial_size: patch size in voxels, one entry per spatial dimension.
@@ -64,7 +68,7 @@ class RandCropByTaskd(Randomizable):
         image_key: str = "image",
         label_key: str = "label",
     ) -> None:
-        self.spatial_size = tuple(spatial_size)
+        self.spatial_size = tuple(map(int, spatial_size))
         self.num_samples = ensure_tuple_rep(num_samples, len(TASKS))
         self.image_key = image_key
         self.label_key = label_key
@@ -72,13 +76,14 @@ class RandCropByTaskd(Randomizable):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         """Cut the patches of one case."""
-        image, label = _plain(self.pad(data[self.image_key])), _plain(self.pad(data[self.label_key]))
-        centers = _centers(image, label)
+        image, label = self._padded(data[self.image_key]), self._padded(data[self.label_key])
+        regions = _sampled_regions(label)
         patches: list[dict[Hashable, Any]] = []
         for wanted, number in enumerate(self.num_samples):
-            task = max(task for task in range(wanted + 1) if len(centers[task]) or not task)
+            task = max(task for task in range(wanted + 1) if len(regions[task]) or not task)
             for _ in range(number):
-                window = (slice(None), *self._window_around(centers[task], label.shape[1:]))
+                center = int(regions[task][self.R.randint(len(regions[task]))]) if task else self._in_brain(image)
+                window = (slice(None), *self._window_around(center, label.shape[1:]))
                 cut: dict[Hashable, Any] = {
                     self.image_key: image[window].clone(),
                     self.label_key: label[window].clone(),
@@ -87,11 +92,25 @@ class RandCropByTaskd(Randomizable):
                 patches.append(cut)
         return patches
 
-    def _window_around(self, centers: torch.Tensor, shape: Sequence[int]) -> list[slice]:
-        flat = int(centers[self.R.randint(len(centers))])
+    def _padded(self, volume: torch.Tensor) -> torch.Tensor:
+        small = any(side < size for side, size in zip(volume.shape[1:], self.spatial_size, strict=True))
+        volume = self.pad(volume) if small else volume
+        return volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+
+    def _in_brain(self, image: torch.Tensor) -> int:
+        """Draw a voxel of the brain: by trial, as a cropped volume is half brain, and else from all there are."""
+        voxels = image.flatten(1)
+        for _ in range(TRIALS):
+            center = self.R.randint(voxels.shape[1])
+            if voxels[:, center].any():
+                return center
+        brain = voxels.any(0).nonzero()[:, 0]
+        return int(brain[self.R.randint(len(brain))]) if len(brain) else center
+
+    def _window_around(self, center: int, shape: Sequence[int]) -> list[slice]:
         starts = [
-            min(max(int(center) - side // 2, 0), size - side)
-            for center, side, size in zip(np.unravel_index(flat, shape), self.spatial_size, shape, strict=True)
+            min(max(int(place) - side // 2, 0), size - side)
+            for place, side, size in zip(np.unravel_index(center, shape), self.spatial_size, shape, strict=True)
         ]
         return [slice(start, start + side) for start, side in zip(starts, self.spatial_size, strict=True)]
 
@@ -200,17 +219,12 @@ def case_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
     return {"subject": meta["case"], "idx": None}
 
 
-def _centers(image: torch.Tensor, label: torch.Tensor) -> list[torch.Tensor]:
-    """Flat indices of the voxels of each task's region; of the whole volume where the image is empty."""
+def _sampled_regions(label: torch.Tensor) -> list[torch.Tensor]:
+    """Flat indices of the voxels that each task samples in; none for the brain, which the label does not show."""
     classes = label[0].flatten()
     tumor = classes.nonzero()[:, 0]  # the other regions are looked for in here alone
-    brain = image.abs().sum(0).flatten().nonzero()[:, 0]
-    centers = [brain if len(brain) else torch.arange(len(classes))]
+    regions = [tumor[:0]]
     for task in TASKS[1:]:
         region = torch.tensor(REGIONS[str(task.sampled_in)], dtype=classes.dtype)
-        centers.append(tumor[torch.isin(classes[tumor], region)])
-    return centers
-
-
-def _plain(image: torch.Tensor) -> torch.Tensor:
-    return image.as_tensor() if isinstance(image, MetaTensor) else image
+        regions.append(tumor[torch.isin(classes[tumor], region)])
+    return regions

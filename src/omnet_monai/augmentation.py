@@ -1,0 +1,120 @@
+"""Augmentation of a whole batch of patches at once, on the device they are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["BatchAugmentation"]
+
+
+class BatchAugmentation:
+    """
+    Turn, scale, mirror and re-weigh each patch of a batch on its own (ours; the release shows no augmentation).
+
+    MONAI's transforms take one patch after the other on the CPU, where a GPU waits for them; these are a few tensor
+    operations for all patches together. Their random numbers are those of torch's own CPU generator, so they do not
+    depend on the device.
+
+    Args:
+        spatial_size: size of the patches that are returned, in voxels, one entry per spatial dimension. Patches may
+            come larger, so that a turned one is cut from tissue and not from the zeros around it.
+        affine_prob: probability of turning and scaling a patch, in [0, 1].
+        rotation: largest angle in radians, either way, in each plane of two axes, in the order of
+            ``itertools.combinations``; one number for all.
+        zoom: a side is stretched or shrunk by at most this share, each on its own, in [0, 1).
+        flip_prob: probability of mirroring a patch along an axis, for each axis, in [0, 1].
+        scale: each sequence is multiplied by 1 plus at most this, either way.
+        shift: to each sequence is added at most this, either way, inside the brain; the unit is the standard deviation
+            that normalization has made 1.
+
+    Raises:
+        ValueError: for a probability or a zoom outside its range.
+    """
+
+    def __init__(
+        self,
+        spatial_size: Sequence[int],
+        affine_prob: float = 0.0,
+        rotation: float | Sequence[float] = 0.0,
+        zoom: float = 0.0,
+        flip_prob: float = 0.5,
+        scale: float = 0.0,
+        shift: float = 0.0,
+    ) -> None:
+        for name, value in {"affine_prob": affine_prob, "flip_prob": flip_prob, "zoom": zoom}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
+        self.spatial_size = tuple(spatial_size)
+        self.planes = list(combinations(range(len(self.spatial_size)), 2))
+        self.rotation = torch.as_tensor(rotation, dtype=torch.float32).expand(len(self.planes))
+        self.affine_prob, self.zoom, self.flip_prob = affine_prob, zoom, flip_prob
+        self.scale, self.shift = scale, shift
+
+    def __call__(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            image: normalized sequences, background 0, shape ``(B, C, *spatial)``, no side below ``spatial_size``.
+            label: inner classes, shape ``(B, 1, *spatial)``.
+
+        Returns:
+            Both, as new tensors of ``spatial_size``: the image float32, the label in its own type.
+        """
+        image, label = self._turn(image.float(), label)
+        image, label = self._mirror(image, label)
+        factors, shifts = (
+            (1 - 2 * torch.rand(image.shape[:2])).reshape(image.shape[:2] + (1,) * len(self.spatial_size)).to(image)
+            for _ in range(2)
+        )
+        return image * (1 + self.scale * factors) + self.shift * shifts * (image != 0), label
+
+    def _turn(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        window = [slice((side - size) // 2, (side - size) // 2 + size) for side, size in self._sides(image)]
+        turned = (torch.rand(len(image)) < self.affine_prob).nonzero()[:, 0]
+        matrices = self._matrices(len(turned)).to(image)
+        cut = image[:, :, *window].clone(), label[:, :, *window].clone()
+        if len(turned):
+            turned = turned.to(image.device)
+            grid = self._grid(matrices, image.shape[2:])
+            for result, given, mode in zip(cut, (image, label), ("bilinear", "nearest"), strict=True):
+                sampled = F.grid_sample(given[turned].to(grid), grid, mode=mode, align_corners=True)
+                result[turned] = sampled.to(result.dtype)
+        return cut
+
+    def _sides(self, image: torch.Tensor) -> list[tuple[int, int]]:
+        return list(zip(image.shape[2:], self.spatial_size, strict=True))
+
+    def _matrices(self, number: int) -> torch.Tensor:
+        """From a patch's voxels to those of the larger one it is sampled from, both about their centers."""
+        dims = len(self.spatial_size)
+        zooms = 1 + self.zoom * (1 - 2 * torch.rand(number, dims))
+        angles = self.rotation * (1 - 2 * torch.rand(number, len(self.planes)))
+        matrices = torch.diag_embed(zooms)
+        for plane, (a, b) in enumerate(self.planes):
+            turn = torch.eye(dims).repeat(number, 1, 1)
+            cos, sin = angles[:, plane].cos(), angles[:, plane].sin()
+            turn[:, a, a], turn[:, a, b], turn[:, b, a], turn[:, b, b] = cos, -sin, sin, cos
+            matrices = turn @ matrices
+        return matrices
+
+    def _grid(self, matrices: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
+        """Where in the larger patch each voxel is sampled, in the coordinates of ``grid_sample``: last axis first."""
+        axes = [torch.arange(size, device=matrices.device) - (size - 1) / 2 for size in self.spatial_size]
+        voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).to(matrices)
+        # The slice of the patch as it came starts at a whole voxel, which for an odd difference is not the center.
+        off = [(side - size) // 2 - (side - size) / 2 for side, size in zip(sides, self.spatial_size, strict=True)]
+        placed = torch.einsum("nab,...b->n...a", matrices, voxels) + torch.tensor(off).to(matrices)
+        halves = torch.tensor([max(side - 1, 1) / 2 for side in sides]).to(matrices)
+        return (placed / halves).flip(-1)
+
+    def _mirror(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        dims = len(self.spatial_size)
+        mirrored = torch.rand(len(image), dims) < self.flip_prob
+        for axis in range(dims):
+            chosen = mirrored[:, axis].reshape((-1,) + (1,) * (dims + 1)).to(image.device)
+            image = torch.where(chosen, image.flip(axis + 2), image)
+            label = torch.where(chosen, label.flip(axis + 2), label)
+        return image, label

@@ -1,0 +1,123 @@
+"""Augmentation in batches: image and label stay together, background stays 0, and nothing else happens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from omnet_monai.augmentation import BatchAugmentation
+
+
+def batch(number: int, *spatial: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn((number, 4, *spatial), generator=generator)
+    return image, torch.randint(0, 4, (number, 1, *spatial), generator=generator, dtype=torch.uint8)
+
+
+def ramps(*spatial: int) -> torch.Tensor:
+    """One channel per axis that holds the voxel's place on it, counted from the center."""
+    return torch.stack(torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in spatial), indexing="ij"))[None]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [((8, 6, 4), (8, 6, 4)), ((12, 9, 7), (8, 6, 4)), ((9, 6), (6, 6))],
+    ids=["as is", "cut", "2-D"],
+)
+def test_without_probabilities_the_middle_comes_back(given: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    image, label = batch(3, *given)
+    out, classes = BatchAugmentation(wanted, flip_prob=0)(image, label)
+    middle = [slice((n - w) // 2, (n - w) // 2 + w) for n, w in zip(given, wanted, strict=True)]
+    assert torch.equal(out, image[:, :, *middle])
+    assert torch.equal(classes, label[:, :, *middle])
+    assert classes.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("given", [(8, 6, 4), (12, 9, 7), (9, 8)], ids=["as is", "cut", "2-D"])
+def test_turning_by_nothing_changes_nothing(given: tuple[int, ...]) -> None:
+    image, label = batch(2, *given)
+    size = tuple(min(n, w) for n, w in zip(given, (8, 6, 4), strict=False))
+    out, classes = BatchAugmentation(size, affine_prob=1, flip_prob=0)(image, label)
+    expected, expected_classes = BatchAugmentation(size, flip_prob=0)(image, label)
+    torch.testing.assert_close(out, expected)
+    assert torch.equal(classes, expected_classes)
+
+
+def test_a_quarter_turn_moves_one_axis_onto_the_other(monkeypatch) -> None:
+    # A random number of 0 is the largest angle: the patch is sampled at (a, b) -> (-b, a).
+    monkeypatch.setattr(torch, "rand", torch.zeros)
+    image = ramps(7, 7, 3)
+    turn = BatchAugmentation((7, 7, 3), affine_prob=1, rotation=[math.pi / 2, 0, 0], flip_prob=0)
+    out, _ = turn(image, torch.zeros(1, 1, 7, 7, 3, dtype=torch.uint8))
+    torch.testing.assert_close(out[0, 0], -image[0, 1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[0, 1], image[0, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[0, 2], image[0, 2], atol=1e-5, rtol=0)
+
+
+def test_zoom_samples_each_side_at_its_own_pace(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "rand", torch.zeros)
+    image = ramps(12, 12, 6)
+    out, _ = BatchAugmentation((8, 8, 4), affine_prob=1, zoom=0.25, flip_prob=0)(image, torch.zeros(1, 1, 12, 12, 6))
+    torch.testing.assert_close(out, 1.25 * ramps(8, 8, 4))  # of the larger patch, a quarter more is seen
+
+
+def test_rotation_keeps_distances_from_the_center() -> None:
+    torch.manual_seed(0)
+    image = ramps(15, 15, 15).repeat(4, 1, 1, 1, 1)
+    turn = BatchAugmentation((5, 5, 5), affine_prob=1, rotation=math.pi, flip_prob=0)
+    out, _ = turn(image, torch.zeros(4, 1, 15, 15, 15))
+    torch.testing.assert_close(out.norm(dim=1), ramps(5, 5, 5).norm(dim=1).expand(4, -1, -1, -1), atol=1e-4, rtol=0)
+
+
+def test_image_and_label_move_together() -> None:
+    torch.manual_seed(0)
+    label = torch.zeros(16, 1, 12, 12, 12, dtype=torch.uint8)
+    label[:, :, 3:9, 2:7, 4:10] = 3
+    augment = BatchAugmentation((8, 8, 8), affine_prob=1, rotation=0.4, zoom=0.2)
+    out, classes = augment(label.float().repeat(1, 4, 1, 1, 1), label)
+    assert set(classes.unique().tolist()) == {0, 3}
+    # Interpolated, the box's border blurs; nearest, it falls on the nearer side of the middle value.
+    assert ((out[:, :1] > 1.5) == (classes == 3)).float().mean() > 0.97
+
+
+def test_mirroring_happens_per_patch_and_axis() -> None:
+    torch.manual_seed(0)
+    image = ramps(4, 4, 2).repeat(400, 1, 1, 1, 1)
+    out, _ = BatchAugmentation((4, 4, 2), flip_prob=0.5)(image, torch.zeros(400, 1, 4, 4, 2))
+    mirrored = out[:, :, 0, 0, 0] > 0
+    assert torch.equal(out.abs(), image.abs())
+    assert ((mirrored.float().mean(0) - 0.5).abs() < 0.1).all()
+    assert len(mirrored.unique(dim=0)) == 8
+
+
+def test_intensities_change_per_sequence_and_background_stays_zero() -> None:
+    torch.manual_seed(0)
+    image = torch.ones(300, 4, 4, 4, 2)
+    image[:, :, 0] = 0
+    out, _ = BatchAugmentation((4, 4, 2), flip_prob=0, scale=0.2, shift=0.1)(image, torch.zeros(300, 1, 4, 4, 2))
+    assert not out[:, :, 0].any()
+    values = out[:, :, 1:].flatten(2)
+    assert torch.equal(values[..., :1].expand_as(values), values)  # one value per patch and sequence
+    assert 0.7 < values.min() < 0.75
+    assert 1.25 < values.max() < 1.3
+
+
+def test_the_same_seed_gives_the_same_batch_and_the_input_is_left_alone() -> None:
+    image, label = batch(4, 8, 8, 8)
+    before = image.clone(), label.clone()
+    augment = BatchAugmentation((6, 6, 6), affine_prob=0.5, rotation=0.3, zoom=0.1, scale=0.1, shift=0.1)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        results.append(augment(image, label))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert torch.equal(image, before[0])
+    assert torch.equal(label, before[1])
+
+
+@pytest.mark.parametrize("name", ["affine_prob", "flip_prob", "zoom"])
+def test_a_share_beyond_one_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got 1.5"):
+        BatchAugmentation((4, 4, 4), **{name: 1.5})

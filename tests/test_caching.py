@@ -1,0 +1,106 @@
+"""Prepared cases on disk: made once, mapped, and made anew when the case or its preparation changes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, ScaleIntensityd, Transform
+
+from omnet_monai.caching import MappedDataset
+
+COUNT = "times prepared"
+
+
+class Prepare(Transform):
+    """Reads a number from the case's file and makes a small volume of it; tells in a file that it ran."""
+
+    def __init__(self, factor: int = 1) -> None:
+        self.factor = factor
+
+    def __call__(self, case: dict) -> dict:
+        log = Path(case["image"][0]).parent / COUNT
+        log.write_text(log.read_text() + "x" if log.exists() else "x")
+        value = self.factor * float(Path(case["image"][0]).read_text())
+        image = MetaTensor(torch.full((4, 3, 3, 3), value), meta={"case": case["case"]})
+        label = torch.full((1, 3, 3, 3), 2, dtype=torch.uint8)
+        return {"image": image, "label": label, "case": case["case"], "start": np.array([1, 2])}
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> dict:
+    (tmp_path / "a.txt").write_text("1.5")
+    return {"image": [str(tmp_path / "a.txt")], "case": "a"}
+
+
+def times_prepared(case: dict) -> int:
+    return len((Path(case["image"][0]).parent / COUNT).read_text())
+
+
+def test_a_case_is_prepared_once_for_all_datasets_of_a_folder(case: dict, tmp_path: Path) -> None:
+    for _ in range(2):
+        dataset = MappedDataset([case], Prepare(), tmp_path / "cache")
+        for _ in range(2):
+            sample = dataset[0]
+    assert times_prepared(case) == 1
+    assert type(sample["image"]) is torch.Tensor
+    assert sample["image"].dtype == torch.float16
+    assert (sample["image"] == 1.5).all()
+    assert sample["label"].dtype == torch.uint8
+    assert sample["case"] == "a"
+    assert sample["start"].tolist() == [1, 2]
+
+
+def test_what_is_returned_lies_in_the_file_and_not_in_memory(case: dict, tmp_path: Path) -> None:
+    dataset = MappedDataset([case], Prepare(), tmp_path / "cache")
+    (file,) = [dataset[0], *(tmp_path / "cache").iterdir()][1:]
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs Linux")
+    sample = dataset[0]
+    assert str(file) in maps.read_text()
+    sample["image"][0, 0, 0, 0] = 7  # a private page: the file is not written to
+    assert (dataset[0]["image"] == 1.5).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda case: ([{**case, "fold": 1}], Prepare()),
+        lambda case: ([case], Prepare(factor=2)),
+        lambda case: ([case], Compose([Prepare(), ScaleIntensityd("image")])),
+        lambda case: (os.utime(case["image"][0], (0, 0)), ([case], Prepare()))[1],
+    ],
+    ids=["the case", "an argument", "the transforms", "its file"],
+)
+def test_a_change_prepares_the_case_anew(case: dict, tmp_path: Path, change) -> None:
+    MappedDataset([case], Prepare(), tmp_path / "cache")[0]
+    MappedDataset(*change(case), tmp_path / "cache")[0]
+    assert times_prepared(case) == 2
+
+
+def test_a_case_that_fails_leaves_nothing_behind(case: dict, tmp_path: Path, monkeypatch) -> None:
+    dataset = MappedDataset([case], Prepare(), tmp_path / "cache")
+    monkeypatch.setattr(torch, "save", lambda value, file: (Path(file).write_text("half"), int("full disk")))
+    with pytest.raises(ValueError, match="full disk"):
+        dataset[0]
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_transforms_of_the_bundle_are_known_again_by_another_process(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "from monai.bundle import ConfigParser; from omnet_monai.demo import bundle_root;"
+        "from monai.data.utils import pickle_hashing; parser = ConfigParser();"
+        "parser.read_config(bundle_root() / 'configs' / 'train.json');"
+        "print(pickle_hashing(parser.get_parsed_content('train#preprocessing').transforms))"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    assert runs[0].stdout == runs[1].stdout
+    assert len(runs[0].stdout) > 32
