@@ -7,6 +7,7 @@ import sys
 
 import fire
 
+from omnet_monai.benchmark import benchmark
 from omnet_monai.datalist import datalist
 from omnet_monai.demo import demo
 from omnet_monai.export import export
@@ -25,7 +26,7 @@ def phantom(directory: str, cases: int = 8, seed: int = 0, size: tuple[int, int,
 def main() -> None:
     """Run one verb; an error of the user's is one line on stderr and exit status 1."""
     try:
-        verbs = (check, datalist, demo, export, package, phantom, score)
+        verbs = (benchmark, check, datalist, demo, export, package, phantom, score)
         fire.Fire({verb.__name__: verb for verb in verbs}, name="python -m omnet_monai")
     except (ImportError, ValueError, OSError) as error:
         if os.environ.get("OMNET_DEBUG"):

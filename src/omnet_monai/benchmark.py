@@ -1,0 +1,196 @@
+"""How long a case takes, where the time goes, and how far that is from what the machine can do."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from monai.bundle import ConfigParser
+
+from omnet_monai.demo import bundle_root
+from omnet_monai.files import whole_file
+from omnet_monai.inferers import AutocastInferer, has_bfloat16
+from omnet_monai.layouts import find_cases
+from omnet_monai.machine import convolution_seconds, machine_rates, seconds
+from omnet_monai.networks.folding import LAYOUTS, folded
+from omnet_monai.regions import REGIONS
+from omnet_monai.report import format_table
+from omnet_monai.rivals import own_paths, rivals
+from omnet_monai.timing import Volume, race
+from omnet_monai.weights import load_weights
+
+__all__ = ["benchmark"]
+
+
+def benchmark(
+    cases: str,
+    output_dir: str = "benchmark",
+    repeats: int = 3,
+    limit: int = 0,
+    only: str = "",
+    sizes: tuple[int, ...] = (1024, 2048, 4096, 8192),
+    bundle: str = "",
+    **overrides: Any,
+) -> None:
+    """
+    Time the inference of a bundle on real cases beside other paths and networks, and the machine beside all of them.
+
+    Rows take turns, so that a disturbance meets them all; a row's figure is the median over turns, the mean over cases.
+    Writes ``benchmark.json`` with every single time, and ``benchmark.png``, Dice against seconds if there are labels.
+
+    Args:
+        cases: folder of cases in any known layout.
+        output_dir: where to write.
+        repeats: how many turns; the slowest rows take one.
+        limit: how many cases to take, 0 for all.
+        only: rows to run, parts of their names separated by ";", by default all.
+        sizes: sides of the matrices whose products tell the machine's rate.
+        bundle: root of the bundle, by default the one beside this package.
+        overrides: ids of inference.json to override.
+
+    Raises:
+        ValueError: if there is no case, or no row has such a name.
+    """
+    out, root = Path(output_dir), bundle_root(bundle)
+    parser = _inference(root, {"output_dir": str(out / "maps"), **overrides})
+    device, network = parser.get_parsed_content("device"), parser.get_parsed_content("network").eval()
+    load_weights(network, parser.get_parsed_content("checkpoint_path"))
+    default = parser.get_parsed_content("inferer")
+    rows = own_paths(network, default) + rivals(default)
+    rows = [row for row in rows if not only or any(part.strip() in row.name for part in only.split(";"))]
+    found = find_cases(cases)[0][: limit or None]
+    if not found or not rows:
+        raise ValueError(f"a benchmark needs cases and rows, got {len(found)} cases in {cases} and rows {only!r}")
+
+    machine = _machine(device)
+    print(f"machine: {machine}", flush=True)
+    result: dict[str, Any] = {"machine": machine, "rates": machine_rates(device, sizes), "start": _start_seconds(root)}
+    volumes = [Volume(case, parser, device) for case in found]
+    result["rows"] = race(rows, volumes, repeats, device)
+    result["stages"] = {volume.name: volume.stages(default, network, repeats) for volume in volumes}
+    result["convolutions"] = _convolutions(network, default, device)
+    with whole_file(out / "benchmark.json") as file:
+        file.write_text(json.dumps(result, indent=1))
+    _plot(result["rows"], out / "benchmark.png")
+    print(f"{_text(result)}\n\nevery single time: {out / 'benchmark.json'}")
+
+
+def _inference(root: Path, overrides: dict[str, Any]) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(root / "configs" / "inference.json")
+    unknown = [name for name in overrides if name not in parser]
+    if unknown:
+        raise ValueError(f"overrides must be ids of {root / 'configs' / 'inference.json'}, got {', '.join(unknown)}")
+    parser.update({"bundle_root": str(root), **overrides})
+    return parser
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "device": f"{device.type}, {name}",
+        "threads": torch.get_num_threads(),
+        "bfloat16": has_bfloat16(device.type),
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "system": platform.platform(),
+        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
+    }
+
+
+def _start_seconds(root: Path) -> dict[str, float]:
+    """Seconds of a new process for its imports, and for the network with its weights."""
+    code = (
+        "import time; start = time.perf_counter(); from monai.bundle import ConfigParser;"
+        "import omnet_monai.networks, omnet_monai.loading; from omnet_monai.weights import load_weights;"
+        "imported = time.perf_counter(); parser = ConfigParser();"
+        f"parser.read_config({str(root / 'configs' / 'inference.json')!r});"
+        f"parser['bundle_root'] = {str(root)!r}; network = parser.get_parsed_content('network');"
+        "load_weights(network, parser.get_parsed_content('checkpoint_path'));"
+        "print(imported - start, time.perf_counter() - imported)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    imports, model = map(float, printed.split()[-2:])
+    return {"imports": imports, "model": model}
+
+
+@torch.inference_mode()
+def _convolutions(network: torch.nn.Module, default: AutocastInferer, device: torch.device) -> dict[str, Any]:
+    """Time a batch of windows through the network beside each of its convolutions alone."""
+    amp = default.amp and has_bfloat16(device.type)
+    fast = folded(network, torch.bfloat16 if amp else None)
+    sliding: Any = default.inferer
+    windows = torch.randn(sliding.sw_batch_size, 4, *sliding.roi_size, device=device)
+    windows = windows.contiguous(memory_format=LAYOUTS[windows.dim()])
+    with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        whole = seconds(lambda: fast(windows), device)
+        layers = convolution_seconds(fast, windows)
+    return {"network": whole, "alone": sum(layer["times"] * layer["seconds"] for layer in layers), "layers": layers}
+
+
+def _plot(rows: dict[str, Any], path: Path) -> None:
+    """Draw Dice over the regions against seconds, both the mean over cases, for rows that were scored."""
+    scored = {name: cases for name, cases in rows.items() if all(entry.get("truth") for entry in cases.values())}
+    if not scored:
+        return
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, cases in scored.items():
+        took = mean(median(entry["seconds"]) for entry in cases.values())
+        score = mean(mean(entry["truth"]) for entry in cases.values())
+        axes.semilogx(took, score, "o", label=f"{name} ({took:.1f} s)")
+    axes.set(xlabel="seconds per case", ylabel="Dice, mean of WT, TC, ET", title="Inference: accuracy against time")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left", fontsize="small")
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=120)
+
+
+def _text(result: dict[str, Any]) -> str:
+    tables = [_rows_table(result["rows"])]
+    stages = result["stages"]
+    names = list(next(iter(stages.values())))
+    tables.append(format_table(["seconds", *names], [[case, *times.values()] for case, times in stages.items()]))
+    best = max(rate for rates in result["rates"]["matmul"].values() for rate in rates.values())
+    convolutions = result["convolutions"]
+    layers = convolutions["layers"]
+    lines = [
+        [f"{layer['kind']} {layer['in']}-{layer['out']}", "x".join(map(str, layer["input"])), layer["times"]]
+        for layer in layers
+    ]
+    for line, layer in zip(lines, layers, strict=True):
+        line += [layer["flops"] / layer["seconds"] / 1e12, 1e3 * layer["seconds"]]
+    tables.append(format_table(["convolution alone", "input", "times", "TFLOP/s", "ms"], lines))
+    flops = sum(layer["times"] * layer["flops"] for layer in layers)
+    tables.append(
+        f"a batch of windows: {1e3 * convolutions['network']:.1f} ms, its convolutions alone "
+        f"{1e3 * convolutions['alone']:.1f} ms: {convolutions['network'] / convolutions['alone']:.2f} times; "
+        f"{flops / convolutions['network'] / 1e12:.2f} TFLOP/s of {best:.2f} in a matrix product\n"
+        f"copy: {result['rates']['copy']:.1f} GB/s; imports {result['start']['imports']:.2f} s, "
+        f"network and weights {result['start']['model']:.2f} s"
+    )
+    return "\n\n".join(tables)
+
+
+def _rows_table(rows: dict[str, Any]) -> str:
+    """One line per row, the mean over cases; times also as a share of the first row's."""
+    lines: list[list[str | float]] = []
+    times = {name: mean(median(entry["seconds"]) for entry in cases.values()) for name, cases in rows.items()}
+    for name, cases in rows.items():
+        entries = list(cases.values())
+        scores = [[entry[key] for entry in entries if entry.get(key)] for key in ("truth", "first")]
+        truth, first = (np.mean(score, axis=0) if score else np.full(len(REGIONS), np.nan) for score in scores)
+        share = times[name] / next(iter(times.values()))
+        cost = mean(entry["flops"] for entry in entries) / 1e12
+        peak = max(entry["peak_gb"] or np.nan for entry in entries)
+        lines.append([name, times[name], share, mean(e["windows"] for e in entries), cost, peak, *truth, min(first)])
+    header = ["row", "seconds", "share", "windows", "TFLOP", "peak GB", *REGIONS, "least Dice to first"]
+    return format_table(header, lines)

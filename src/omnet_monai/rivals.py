@@ -1,0 +1,119 @@
+"""What OM-Net's inference is timed against: its own plain path and each step away from it, and other networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain, combinations
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, SlidingWindowInferer
+from monai.networks.nets import DynUNet, SegResNet
+from torch import nn
+
+from omnet_monai.inferers import AutocastInferer
+from omnet_monai.networks import OMNet
+
+__all__ = ["Rival", "own_paths", "rivals"]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """
+    One row of a benchmark.
+
+    Attributes:
+        name: of the row.
+        network: what runs on a window, in evaluation mode.
+        inferer: what cuts a volume into windows.
+        whole: whether it takes the whole volume instead of the brain's box.
+        trained: whether its weights are, so that its Dice means something.
+        slow: whether once is enough.
+    """
+
+    name: str
+    network: nn.Module
+    inferer: Inferer
+    whole: bool = False
+    trained: bool = False
+    slow: bool = False
+
+
+def own_paths(network: nn.Module, default: AutocastInferer) -> list[Rival]:
+    """
+    List the way from MONAI's plain sliding window to a bundle's inferer, one step after the other.
+
+    Args:
+        network: the trained network.
+        default: the bundle's ``inferer``.
+    """
+    window: Any = default.inferer
+
+    def sliding(sw_batch_size: int = 4, overlap: Any = 0.5) -> SlidingWindowInferer:
+        return SlidingWindowInferer(window.roi_size, sw_batch_size, overlap, mode=window.mode)
+
+    def cast(inferer: Inferer, amp: bool = True, fold: bool = True, skip_empty: bool = True) -> AutocastInferer:
+        return AutocastInferer(inferer, amp, fold, skip_empty)
+
+    steps = [
+        ("plain", sliding()),
+        ("+ brain's box", sliding()),
+        ("+ channels last", cast(sliding(), False, False, False)),
+        ("+ bfloat16", cast(sliding(), True, False, False)),
+        ("+ folded", cast(sliding(), True, True, False)),
+        ("+ empty windows left out", cast(sliding())),
+        (f"+ overlap {window.overlap}", cast(sliding(overlap=window.overlap))),
+        (f"+ batches of {window.sw_batch_size}: the default", default),
+    ]
+    return [Rival(name, network, run, name == "plain", True, place < 2) for place, (name, run) in enumerate(steps)]
+
+
+def rivals(default: AutocastInferer) -> list[Rival]:
+    """
+    List other networks with random weights, each with the inference it was published with.
+
+    Args:
+        default: the bundle's ``inferer``.
+
+    Returns:
+        OM-Net without attention; the model zoo's SegResNet in its own window and under our conditions; the network that
+        nnU-Net plans for BraTS (as MONAI's ``DynUNet``) in its own windows, without and with mirroring.
+    """
+    zoo = SegResNet(3, 16, 4, 3, 0.2, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1))
+    window = SlidingWindowInferer((240, 240, 160), 1, 0.5)
+    # nnU-Net runs in float32 on a CPU, over the box of what is not 0.
+    unet = DynUNet(3, 4, 3, [3] * 6, [1, 2, 2, 2, 2, 2], [2] * 5, (32, 64, 128, 256, 320, 320), act_name="leakyrelu")
+    tiles = SlidingWindowInferer((128, 128, 128), 1, 0.5, mode="gaussian")
+    rows = [
+        Rival("OM-Net", OMNet(class_counts=(4, 4, 2), attention="none"), default),
+        Rival("SegResNet, published window, float32", zoo, window, whole=True),
+        Rival("SegResNet, published window, bfloat16", zoo, AutocastInferer(window, fold=False), whole=True),
+        Rival("SegResNet, brain's box, bfloat16", zoo, AutocastInferer(SlidingWindowInferer((240, 240, 160), 1, 0))),
+        Rival("nnU-Net's network", unet, tiles, slow=True),
+        Rival("nnU-Net's network, mirrored", Mirrored(unet), tiles, slow=True),
+    ]
+    for row in rows:
+        row.network.eval()
+    return rows
+
+
+class Mirrored(nn.Module):
+    """
+    Average a network over all mirror images of its input, as nnU-Net does.
+
+    Args:
+        network: what maps ``(B, C, *spatial)`` to one tensor of the same spatial shape.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map windows to the mean over the mirror images along every subset of the spatial axes."""
+        axes = range(2, x.dim())
+        subsets = list(chain.from_iterable(combinations(axes, number) for number in range(len(axes) + 1)))
+        total = torch.zeros(1, device=x.device)
+        for subset in subsets:
+            total = total + self.network(x.flip(subset)).flip(subset)
+        return total / len(subsets)

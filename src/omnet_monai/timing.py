@@ -1,0 +1,215 @@
+"""One case on its way from files to a label map, each stretch of it timed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.transforms import SaveImaged
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from omnet_monai.metrics import dice
+from omnet_monai.regions import REGIONS, regions_from_classes
+from omnet_monai.rivals import Rival
+
+__all__ = ["Volume", "peak_memory", "race"]
+
+STAGES = ("load", "preprocess", "inference", "post-process", "save")
+
+
+class Volume:
+    """
+    A case as the bundle's inference prepares it.
+
+    Args:
+        case: an entry of a data list.
+        parser: inference.json.
+        device: where the network runs.
+    """
+
+    def __init__(self, case: Mapping[str, Any], parser: ConfigParser, device: torch.device) -> None:
+        self.case, self.name, self.device = case, str(case["case"]), device
+        self.before = list(parser.get_parsed_content("preprocessing").transforms)
+        self.after = list(parser.get_parsed_content("postprocessing").transforms)
+        self.saver = next(step for step in self.after if isinstance(step, SaveImaged))
+        self.data = dict(case)
+        for step in self.before:
+            self.data = step(self.data)
+        self.truth = regions_from_classes(self.data["label"].as_tensor()) if "label" in self.data else None
+        self.data.pop("label", None)
+        image = self.data["image"]
+        self.image = image.as_tensor()[None].to(device)
+        self.native = tuple(int(side) for side in image.meta["spatial_shape"])
+        start = self.data.get("foreground_start_coord", np.zeros(3, int))
+        self.box = [slice(int(a), int(a) + side) for a, side in zip(start, image.shape[1:], strict=True)]
+
+    def segment(self, rival: Rival) -> tuple[float, torch.Tensor]:
+        """Return the seconds that a rival takes from the prepared image to probabilities, and its region masks."""
+        image = self.image
+        if rival.whole:
+            image = torch.zeros(1, image.shape[1], *self.native, device=self.device)
+            image[:, :, *self.box] = self.image
+        start = time.perf_counter()
+        probs = rival.inferer(image, rival.network)
+        _wait(self.device)
+        took = time.perf_counter() - start
+        return took, regions_from_classes(self._refine(probs[0, :, *self.box] if rival.whole else probs[0])["pred"])
+
+    def dice(self, masks: torch.Tensor, others: torch.Tensor | None) -> list[float] | None:
+        """Return Dice of WT, TC and ET between two sets of masks, or nothing without the other set."""
+        if others is None:
+            return None
+        return [dice(masks[region], others[region]) for region in range(len(REGIONS))]
+
+    def stages(self, inferer: Inferer, network: nn.Module, repeats: int) -> dict[str, float]:
+        """
+        Time a whole case, stage by stage, in seconds: medians over ``repeats``.
+
+        ``network`` is what passes inside the network, ``blend`` what the inferer adds; ``files alone`` is what nibabel
+        takes to read the same files and write one label map.
+        """
+        inside: list[float] = []
+        times: dict[str, list[float]] = {}
+
+        def enter(*_: Any) -> None:
+            inside.append(-time.perf_counter())
+
+        def leave(*_: Any) -> None:
+            _wait(self.device)
+            inside[-1] += time.perf_counter()
+
+        hooks = [network.register_forward_pre_hook(enter), network.register_forward_hook(leave)]
+        for _ in range(repeats):
+            marks, data = [time.perf_counter()], self.before[0](dict(self.case))
+            data.pop("label", None)
+            marks.append(time.perf_counter())
+            for step in self.before[1:]:
+                data = step(data)
+            marks.append(time.perf_counter())
+            inside.clear()
+            probs = inferer(data["image"].as_tensor()[None].to(self.device), network)[0]
+            marks.append(time.perf_counter())
+            data = self._refine(probs)
+            marks.append(time.perf_counter())
+            self.saver(data)
+            marks.append(time.perf_counter())
+            stages = dict(zip(STAGES, np.diff(marks).tolist(), strict=True))
+            stages |= {"network": sum(inside), "blend": stages["inference"] - sum(inside)}
+            stages |= {"whole case": marks[-1] - marks[0], "files alone": self._files_alone()}
+            for name, took in stages.items():
+                times.setdefault(name, []).append(took)
+        for hook in hooks:
+            hook.remove()
+        return {name: median(values) for name, values in times.items()}
+
+    def _refine(self, probs: torch.Tensor) -> dict[str, Any]:
+        """Run everything between probabilities and the saver: the label map on the case's own grid."""
+        image = self.data["image"]
+        pred = MetaTensor(probs.cpu(), meta=dict(image.meta), applied_operations=image.applied_operations)
+        data = self.data | {"pred": pred}
+        for step in self.after:
+            data = data if step is self.saver else step(data)
+        return data
+
+    def _files_alone(self) -> float:
+        """Seconds that nibabel takes to read the case's files and to write a label map of its shape."""
+        files, label = self.case["image"], np.zeros(self.native, np.uint8)
+        label[tuple(slice(side // 3, side // 2) for side in self.native)] = 1
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            for file in files if isinstance(files, list) else [files]:
+                np.asanyarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
+            nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), Path(folder) / "label.nii.gz")
+            return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def race(rows: Sequence[Rival], volumes: Sequence[Volume], repeats: int, device: torch.device) -> dict[str, Any]:
+    """
+    Let rows take turns on every case.
+
+    Returns:
+        By row and case: ``seconds`` of every turn, ``peak_gb`` of memory, ``windows`` run, ``flops``, and, for a row
+        with trained weights, Dice ``truth`` against the label if there is one and ``first`` against the first row's.
+    """
+    results: dict[str, Any] = {row.name: {} for row in rows}
+    first: dict[str, torch.Tensor] = {}
+    for turn in range(repeats):
+        for volume in volumes:
+            for row in (row for row in rows if not (turn and row.slow)):
+                windows = _Windows(row.network)
+                reset = _reset_peak(device)
+                took, masks = volume.segment(row)
+                entry = results[row.name].setdefault(volume.name, {"seconds": []})
+                entry["seconds"].append(took)
+                entry["peak_gb"] = peak_memory(device) if reset else None
+                if turn == 0:
+                    entry |= {"windows": windows.number, "flops": windows.flops()}
+                    if row.trained:
+                        against = first.setdefault(volume.name, masks)
+                        entry |= {"truth": volume.dice(masks, volume.truth), "first": volume.dice(masks, against)}
+                    print(f"{volume.name}: {row.name}: {took:.2f} s", flush=True)
+                windows.remove()
+    return results
+
+
+class _Windows:
+    """Counts the windows that a network runs on, and what one of them costs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.number = 0
+        self.shape: tuple[int, ...] = ()
+
+        def count(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            self.number += len(inputs[0])
+            self.shape = tuple(inputs[0].shape[1:])
+
+        # A plain function, as a copied network's method would count in a copy of this object.
+        self.hook = network.register_forward_pre_hook(count)
+
+    def flops(self) -> int:
+        number = self.number
+        with FlopCounterMode(display=False) as counter:
+            self.network(torch.zeros(1, *self.shape, device=next(self.network.parameters()).device))
+        self.number = number
+        return number * counter.get_total_flops()
+
+    def remove(self) -> None:
+        self.hook.remove()
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the largest memory in GB since the last reset: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1e6
+
+
+def _reset_peak(device: torch.device) -> bool:
+    """Begin a new measurement of memory; tell whether this system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,108 @@
+"""The benchmark: what it counts, what it compares, and that its rows are the same segmentation by other ways."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch import nn
+
+from omnet_monai.benchmark import benchmark
+from omnet_monai.inferers import AutocastInferer
+from omnet_monai.machine import convolution_seconds, machine_rates
+from omnet_monai.networks import OMNet
+from omnet_monai.rivals import Mirrored, own_paths, rivals
+
+
+def test_a_convolution_costs_two_operations_per_weight_and_output_voxel() -> None:
+    network = nn.Sequential(nn.Conv3d(4, 6, 3, padding=1), nn.ConvTranspose3d(6, 2, 2, stride=2), nn.Conv3d(2, 2, 1))
+    first, up, last = convolution_seconds(network, torch.zeros(2, 4, 8, 8, 4))
+    assert first["flops"] == 2 * (2 * 8 * 8 * 4) * (6 * 4 * 27)
+    assert up["flops"] == 2 * (2 * 8 * 8 * 4) * (6 * 2 * 8)  # every voxel that comes in meets the whole kernel
+    assert last["flops"] == 2 * (2 * 16 * 16 * 8) * (2 * 2)
+    assert (up["in"], up["out"], up["input"]) == (6, 2, [2, 6, 8, 8, 4])
+    assert all(layer["seconds"] > 0 for layer in (first, up, last))
+
+
+def test_equal_convolutions_are_timed_once_and_counted() -> None:
+    layer = nn.Conv3d(3, 3, 3, padding=1)
+    (timed,) = convolution_seconds(
+        nn.Sequential(layer, nn.ReLU(), nn.Conv3d(3, 3, 3, padding=1)), torch.zeros(1, 3, 4, 4, 4)
+    )
+    assert timed["times"] == 2
+
+
+def test_rates_are_given_for_each_type_and_size() -> None:
+    rates = machine_rates(sizes=(8, 16))
+    assert {name: list(of) for name, of in rates["matmul"].items()} == {t: ["8", "16"] for t in ("float32", "bfloat16")}
+    assert rates["copy"] > 0
+
+
+def test_mirroring_averages_all_eight_images() -> None:
+    class FirstVoxel(nn.Module):  # keeps the first voxel of each image alone: each corner of the original in turn
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kept = torch.zeros_like(x)
+            kept[:, :, 0, 0, 0] = x[:, :, 0, 0, 0]
+            return kept
+
+    corners = torch.zeros(1, 1, 2, 3, 2)
+    corners[:, :, ::1, ::2, ::1] = 8.0
+    out = Mirrored(FirstVoxel())(torch.full((1, 1, 2, 3, 2), 64.0))
+    assert torch.equal(out, corners)  # 64 / 8 in each of the eight corners
+
+
+def test_the_last_of_our_rows_is_the_bundles_own_inferer() -> None:
+    default = AutocastInferer(SlidingWindowInferer((16, 16, 8), 8, 0.125, mode="gaussian"))
+    rows = own_paths(OMNet(class_counts=(4, 4, 2), features=(2, 2, 4, 4)), default)
+    assert rows[-1].inferer is default
+    assert rows[0].whole
+    assert not any(row.whole for row in rows[1:])
+    assert type(rows[0].inferer) is SlidingWindowInferer
+    assert rows[0].inferer.overlap == 0.5
+    assert len({row.name for row in rows}) == len(rows)
+
+
+def test_rivals_are_of_the_published_sizes() -> None:
+    rows = {row.name: row for row in rivals(AutocastInferer(SlidingWindowInferer((16, 16, 8))))}
+    sizes = {name: sum(p.numel() for p in row.network.parameters()) / 1e6 for name, row in rows.items()}
+    assert round(sizes["SegResNet, published window, float32"], 2) == 4.70  # million
+    assert not any(row.network.training for row in rows.values())
+
+
+@pytest.fixture(scope="module")
+def measured(phantoms: Path, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("benchmark")
+    quick = {"repeats": 1, "limit": 1, "only": "plain;default;left out", "sizes": (16,), "bundle": str(small_bundle)}
+    benchmark(str(phantoms), str(out), **quick, patch_size=[16, 16, 16], device="$torch.device('cpu')", amp=False)
+    return out
+
+
+def test_rows_differ_in_what_they_run_on_and_are_compared_to_the_first(measured: Path) -> None:
+    plain, left_out, default = json.loads((measured / "benchmark.json").read_text())["rows"].values()
+    (case,) = plain
+    assert plain[case]["first"] == [1, 1, 1]
+    assert left_out[case]["truth"] == pytest.approx(default[case]["truth"], abs=0.01)  # the same windows
+    assert left_out[case]["windows"] == default[case]["windows"] < plain[case]["windows"]
+    assert plain[case]["flops"] / plain[case]["windows"] == default[case]["flops"] / default[case]["windows"] > 0
+    assert plain[case]["peak_gb"] is None or plain[case]["peak_gb"] > 0.1
+
+
+def test_stages_add_up_to_the_whole_case(measured: Path) -> None:
+    (stages,) = json.loads((measured / "benchmark.json").read_text())["stages"].values()
+    parts = ("load", "preprocess", "inference", "post-process", "save")
+    assert sum(stages[part] for part in parts) == pytest.approx(stages["whole case"])
+    assert stages["network"] + stages["blend"] == pytest.approx(stages["inference"])
+    assert 0 < stages["network"] < stages["inference"]
+
+
+def test_a_picture_is_drawn_where_there_are_labels(measured: Path) -> None:
+    assert (measured / "benchmark.png").stat().st_size > 10_000
+
+
+def test_an_unknown_row_is_refused(phantoms: Path, small_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a benchmark needs cases and rows, got 4 cases.*'nothing of this name'"):
+        benchmark(str(phantoms), str(tmp_path), only="nothing of this name", bundle=str(small_bundle))
+    assert not list(tmp_path.iterdir())
