@@ -75,7 +75,14 @@ def test_rivals_are_of_the_published_sizes() -> None:
 @pytest.fixture(scope="module")
 def measured(phantoms: Path, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("benchmark")
-    quick = {"repeats": 1, "limit": 1, "only": "plain;default;left out", "sizes": (16,), "bundle": str(small_bundle)}
+    quick = {
+        "repeats": 1,
+        "limit": 1,
+        "only": "plain;default;left out",
+        "sizes": (16,),
+        "bundle": str(small_bundle),
+        "exact": True,
+    }
     benchmark(str(phantoms), str(out), **quick, patch_size=[16, 16, 16], device="$torch.device('cpu')", amp=False)
     return out
 
@@ -96,6 +103,12 @@ def test_stages_add_up_to_the_whole_case(measured: Path) -> None:
     assert sum(stages[part] for part in parts) == pytest.approx(stages["whole case"])
     assert stages["network"] + stages["blend"] == pytest.approx(stages["inference"])
     assert 0 < stages["network"] < stages["inference"]
+
+
+def test_float32_is_close_to_float64(measured: Path) -> None:
+    (exact,) = json.loads((measured / "benchmark.json").read_text())["exactness"].values()
+    assert 0 < exact["largest"] < 1e-5
+    assert min(exact["dice"]) > 0.999
 
 
 def test_a_picture_is_drawn_where_there_are_labels(measured: Path) -> None:

@@ -37,6 +37,7 @@ def benchmark(
     repeats: int = 3,
     limit: int = 0,
     only: str = "",
+    exact: bool = False,
     sizes: tuple[int, ...] = (1024, 2048, 4096, 8192),
     bundle: str = "",
     **overrides: Any,
@@ -53,6 +54,7 @@ def benchmark(
         repeats: how many turns; the slowest rows take one.
         limit: how many cases to take, 0 for all.
         only: rows to run, parts of their names separated by ";", by default all.
+        exact: compare the default to float64 too, which takes minutes per case.
         sizes: sides of the matrices whose products tell the machine's rate.
         bundle: root of the bundle, by default the one beside this package.
         overrides: ids of inference.json to override.
@@ -78,6 +80,9 @@ def benchmark(
     result["rows"] = race(rows, volumes, repeats, device)
     result["stages"] = {volume.name: volume.stages(default, network, repeats) for volume in volumes}
     result["convolutions"] = _convolutions(network, default, device)
+    if exact:
+        with torch.inference_mode():
+            result["exactness"] = {volume.name: volume.exactness(default, network) for volume in volumes}
     with whole_file(out / "benchmark.json") as file:
         file.write_text(json.dumps(result, indent=1))
     _plot(result["rows"], out / "benchmark.png")
@@ -177,6 +182,9 @@ def _text(result: dict[str, Any]) -> str:
         f"copy: {result['rates']['copy']:.1f} GB/s; imports {result['start']['imports']:.2f} s, "
         f"network and weights {result['start']['model']:.2f} s"
     )
+    if "exactness" in result:
+        lines = [[case, exact["largest"], *exact["dice"]] for case, exact in result["exactness"].items()]
+        tables.append(format_table(["default against float64", "largest difference", *REGIONS], lines))
     return "\n\n".join(tables)
 
 

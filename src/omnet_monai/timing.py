@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from monai.transforms import SaveImaged
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from omnet_monai.inferers import AutocastInferer
 from omnet_monai.metrics import dice
 from omnet_monai.regions import REGIONS, regions_from_classes
 from omnet_monai.rivals import Rival
@@ -65,6 +67,18 @@ class Volume:
         _wait(self.device)
         took = time.perf_counter() - start
         return took, regions_from_classes(self._refine(probs[0, :, *self.box] if rival.whole else probs[0])["pred"])
+
+    def exactness(self, inferer: AutocastInferer, network: nn.Module) -> dict[str, Any]:
+        """
+        Compare an inferer's result to that of the same network on the same windows in float64.
+
+        Returns:
+            ``largest``: largest difference of a probability; ``dice`` of WT, TC and ET between the two label maps.
+        """
+        exact = copy.deepcopy(network).double()
+        probs, reference = inferer(self.image, network), inferer.inferer(self.image.double(), exact)
+        masks, others = (regions_from_classes(self._refine(result[0].float())["pred"]) for result in (probs, reference))
+        return {"largest": float((probs - reference).abs().max()), "dice": self.dice(masks, others)}
 
     def dice(self, masks: torch.Tensor, others: torch.Tensor | None) -> list[float] | None:
         """Return Dice of WT, TC and ET between two sets of masks, or nothing without the other set."""
