@@ -48,11 +48,15 @@ class BatchAugmentation:
         for name, value in {"affine_prob": affine_prob, "flip_prob": flip_prob, "zoom": zoom}.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
-        self.spatial_size = tuple(spatial_size)
+        self.set_size(spatial_size)
         self.planes = list(combinations(range(len(self.spatial_size)), 2))
         self.rotation = torch.as_tensor(rotation, dtype=torch.float32).expand(len(self.planes))
         self.affine_prob, self.zoom, self.flip_prob = affine_prob, zoom, flip_prob
         self.scale, self.shift = scale, shift
+
+    def set_size(self, spatial_size: Sequence[int]) -> None:
+        """Return patches of another size, in voxels, from now on."""
+        self.spatial_size = tuple(spatial_size)
 
     def __call__(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
