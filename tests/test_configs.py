@@ -87,8 +87,13 @@ def test_every_target_can_be_located(names: list[str]) -> None:
         assert locate(path) is not None, target
 
 
-def test_train_and_inference_name_the_same_network_preprocessing_and_window() -> None:
+def test_train_and_inference_name_the_same_network_transforms_and_window() -> None:
     train, inference = read("train.json"), read("inference.json")
+    steps = train["validate"]["refinement"]["transforms"]
+    assert inference["postprocessing"]["transforms"][: len(steps)] == steps
+    for name in ("cluster_volume", "fill_core", "relabel_edema", "enhancing_volume"):
+        assert train[name] == inference[name]
+        assert f"@{name}" in strings(steps)
     assert train["network_def"] == inference["network_def"]
     assert train["validate"]["preprocessing"] == inference["preprocessing"]
     assert train["patch_size"] == inference["patch_size"]

@@ -1,4 +1,4 @@
-"""Clusters of hand-counted size, at hand-computed limits."""
+"""Clusters, holes and groups of hand-counted size, at hand-computed limits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,24 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from omnet_monai.postprocessing import RemoveSmallClustersd, remove_small_clusters
+from omnet_monai.postprocessing import (
+    FillCoreHolesd,
+    RelabelEdemad,
+    RelabelSmallEnhancingd,
+    RemoveSmallClustersd,
+    relabel_edema,
+    remove_small_clusters,
+)
+from omnet_monai.regions import BACKGROUND, EDEMA, ENHANCING, NECROSIS, classes_from_regions
+
+# Probabilities of WT, TC, ET that stand for each class.
+AS_CLASS = {
+    BACKGROUND: (0.25, 0.0, 0.0),
+    NECROSIS: (0.75, 0.75, 0.25),
+    EDEMA: (0.75, 0.25, 0.0),
+    ENHANCING: (0.75, 0.75, 0.75),
+}
+TALL = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0]))  # voxels of 1 x 1 x 2 mm
 
 
 def make_probs(*sizes: int, length: int = 60) -> torch.Tensor:
@@ -56,8 +73,236 @@ def test_without_a_second_cluster_nothing_changes(value: float) -> None:
 
 
 def test_the_limit_is_a_volume_in_cubic_millimeters() -> None:
-    # Voxels of 1 x 1 x 2 mm: three are 6 mm3.
-    affine = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0]))
+    # Three voxels are 6 mm3.
     for max_volume, expected in ((6.0, 43), (6.1, 40)):
-        data = {"pred": MetaTensor(make_probs(40, 3), affine=affine)}
+        data = {"pred": MetaTensor(make_probs(40, 3), affine=TALL)}
         assert kept(RemoveSmallClustersd("pred", max_volume, max_share=1.0)(data)["pred"]) == expected
+
+
+def along_a_line(**voxels: int) -> torch.Tensor:
+    """Voxels of the named classes one after the other, shape ``(3, 1, 1, n)``."""
+    classes = {"background": BACKGROUND, "necrosis": NECROSIS, "edema": EDEMA, "enhancing": ENHANCING}
+    columns = [AS_CLASS[classes[name]] for name, number in voxels.items() for _ in range(number)]
+    return torch.tensor(columns).T.reshape(3, 1, 1, -1).clone()
+
+
+def count(probs: torch.Tensor) -> list[int]:
+    """Numbers of voxels of background, necrosis, edema and enhancing tumor."""
+    return torch.bincount(classes_from_regions(torch.as_tensor(probs)).flatten(), minlength=4).tolist()
+
+
+def core_around(hole: tuple[slice, ...]) -> torch.Tensor:
+    """A cube of 5 x 5 x 5 voxels of core inside 7 x 7 x 7 of whole tumor, edema in the hole."""
+    probs = torch.full((3, 7, 7, 7), 0.25)
+    probs[0] = 0.75
+    probs[1, 1:6, 1:6, 1:6] = 0.75
+    probs[1][hole] = 0.25
+    return probs
+
+
+def fill(probs: torch.Tensor) -> torch.Tensor:
+    return FillCoreHolesd("pred")({"pred": probs})["pred"]
+
+
+def test_a_hole_enclosed_by_the_core_becomes_core() -> None:
+    hole = (slice(2, 5), slice(2, 5), slice(2, 5))
+    probs = core_around(hole)
+    assert count(probs) == [0, 125 - 27, 7**3 - 125 + 27, 0]
+    filled = fill(probs)
+    assert count(filled) == [0, 125, 7**3 - 125, 0]
+    assert (filled[1][hole] == 1).all()
+    filled[1][hole] = probs[1][hole]
+    assert torch.equal(filled, probs)
+
+
+@pytest.mark.parametrize(
+    "hole",
+    [(slice(3, 7), slice(3, 4), slice(3, 4)), (slice(0, 7), slice(3, 4), slice(3, 4))],
+    ids=["open to one side", "a tunnel"],
+)
+def test_a_hole_that_is_open_stays(hole: tuple[slice, ...]) -> None:
+    probs = core_around(hole)
+    assert torch.equal(fill(probs), probs)
+
+
+def test_a_hole_open_at_an_edge_alone_is_enclosed() -> None:
+    # The center and, diagonal to it, a voxel that leads out: they share an edge, not a face.
+    probs = core_around((slice(3, 4), slice(3, 4), slice(3, 4)))
+    probs[1, 4, 4, 3] = probs[1, 5, 4, 3] = 0.25
+    assert count(fill(probs))[NECROSIS] == 125 - 2
+
+
+def test_a_hole_outside_the_whole_tumor_stays() -> None:
+    probs = core_around((slice(2, 5), slice(2, 5), slice(2, 5)))
+    probs[0, 2, 2, 2] = 0.25
+    assert count(fill(probs)) == [1, 124, 7**3 - 125, 0]
+
+
+def test_core_outside_the_whole_tumor_encloses_nothing() -> None:
+    probs = core_around((slice(2, 5), slice(2, 5), slice(2, 5)))
+    probs[0, 1, 3, 3] = 0.25
+    assert torch.equal(fill(probs), probs)
+
+
+def test_enhancing_tumor_in_a_hole_of_the_core_is_left_to_its_own_probability() -> None:
+    probs = core_around((slice(3, 4), slice(3, 4), slice(3, 4)))
+    probs[2, 3, 3, 3] = 0.75
+    assert count(fill(probs)) == [0, 124, 7**3 - 125, 1]
+
+
+# Of 100 voxels of tumor 9 enhance and 4 are non-enhancing: below a tenth, below a twentieth, and 9 mm3.
+SPARSE = {"background": 10, "necrosis": 4, "enhancing": 9, "edema": 87}
+
+
+def two_groups(probs: torch.Tensor, brighter: int = 30) -> torch.Tensor:
+    """Sequences in which the first voxels of edema are brighter than all others."""
+    image = torch.zeros(4, *probs.shape[1:])
+    positions = (classes_from_regions(probs)[0] == EDEMA).flatten().nonzero()[:brighter, 0]
+    image[:, 0, 0, positions] = torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None]
+    return image
+
+
+def make_sparse(**changes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A case as ``SPARSE`` whose brighter edema has some probability of core at two of its voxels, and its image."""
+    probs = along_a_line(**{**SPARSE, **changes})
+    image = two_groups(probs)
+    bright = image[1].bool()
+    probs[1][bright] = 0.2
+    probs[1, 0, 0, bright[0, 0].nonzero()[:2, 0]] = 0.45  # a mean of (28 x 0.2 + 2 x 0.45) / 30 = 0.217
+    probs[1][(probs[1] == 0.25) & ~bright] = 0.1
+    return probs, image
+
+
+def relabel(probs: torch.Tensor, image: torch.Tensor, **limits: float) -> torch.Tensor:
+    return RelabelEdemad("pred", **limits)({"pred": probs, "image": image})["pred"]
+
+
+def test_the_likelier_of_two_groups_of_edema_becomes_non_enhancing() -> None:
+    probs, image = make_sparse()
+    before, seen = probs.clone(), image.clone()
+    relabeled = relabel(probs, image)
+    assert count(relabeled) == [10, 4 + 30, 57, 9]
+    bright = image[1].bool()
+    assert (relabeled[1][bright] == 1).all()
+    assert (relabeled[2][bright] == 0).all()
+    assert torch.equal(relabeled[:, ~bright], probs[:, ~bright])
+    assert torch.equal(probs, before)
+    assert torch.equal(image, seen)
+
+
+def test_the_group_is_chosen_by_probability_not_by_brightness() -> None:
+    probs, image = make_sparse()
+    assert torch.equal(relabel(probs, -image), relabel(probs, image))
+
+
+def test_enhancing_probability_takes_from_the_likelihood() -> None:
+    # Bright edema has TC - ET of 0.2 - 0.2 and 0.45 - 0.2, in the mean 0.017; dark edema 0.1 - 0.
+    probs, image = make_sparse()
+    probs[2][image[1].bool()] = 0.2
+    assert count(relabel(probs, image)) == [10, 4 + 57, 30, 9]
+
+
+def test_what_is_relabeled_does_not_enhance() -> None:
+    # One voxel of the group is edema by TC alone, whatever ET says: raised TC must not make it enhance.
+    probs, image = make_sparse()
+    voxel = image[1, 0, 0].nonzero()[5, 0]
+    probs[2, 0, 0, voxel] = 0.75
+    assert count(probs) == [10, 4, 87, 9]
+    assert count(relabel(probs, image)) == [10, 4 + 30, 57, 9]
+
+
+def test_groups_do_not_depend_on_where_they_start() -> None:
+    # Only two voxels lie above the mean likelihood; the groups are those of the intensities all the same.
+    probs, image = make_sparse()
+    probs[1][image[1].bool()] = 0.1
+    probs[1, 0, 0, image[1, 0, 0].nonzero()[:2, 0]] = 0.45
+    assert count(relabel(probs, image)) == [10, 4 + 30, 57, 9]
+
+
+def test_the_same_case_gives_the_same_groups_whatever_was_drawn_before() -> None:
+    probs, image = make_sparse()
+    image = image + torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    first = relabel(probs, image)
+    torch.rand(7)
+    assert torch.equal(relabel(probs, image), first)
+    assert not torch.equal(first, probs)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"enhancing": 10, "edema": 86}, {"necrosis": 5, "edema": 86}],
+    ids=["a tenth enhances", "a twentieth does not enhance"],
+)
+def test_edema_stays_where_a_part_of_the_core_is_as_large_as_its_limit(changes: dict[str, int]) -> None:
+    probs, image = make_sparse(**changes)
+    assert sum(count(probs)[1:]) == 100
+    assert relabel(probs, image) is probs
+
+
+def test_the_limits_are_arguments() -> None:
+    probs, image = make_sparse()
+    assert relabel(probs, image, max_enhancing_share=0.09) is probs
+    assert relabel(probs, image, max_non_enhancing_share=0.04) is probs
+    assert relabel(probs, image, max_enhancing_volume=9) is probs
+    assert relabel(probs, image, max_enhancing_share=0.091, max_non_enhancing_share=0.041) is not probs
+
+
+@pytest.mark.parametrize(("max_volume", "fires"), [(18.0, False), (18.1, True)], ids=["18 mm3", "18.1 mm3"])
+def test_the_volume_of_enhancing_tumor_is_in_cubic_millimeters(max_volume: float, fires: bool) -> None:
+    probs, image = make_sparse()
+    pred = MetaTensor(probs, affine=TALL)  # 9 voxels are 18 mm3
+    relabeled = relabel(pred, MetaTensor(image, affine=TALL), max_enhancing_volume=max_volume)
+    assert (count(relabeled)[NECROSIS] == 34) == fires
+    assert isinstance(relabeled, MetaTensor)
+    assert torch.equal(relabeled.affine, pred.affine)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [{"background": 20}, {"edema": 20}, {"enhancing": 20}, {"necrosis": 20}, {"edema": 1}],
+    ids=["no tumor", "equal edema", "all enhancing", "all non-enhancing", "one voxel"],
+)
+def test_a_case_without_two_groups_of_edema_stays(case: dict[str, int]) -> None:
+    probs = along_a_line(**case)
+    image = torch.randn(4, *probs.shape[1:], generator=torch.Generator().manual_seed(0))
+    assert torch.equal(relabel(probs, image), probs)
+
+
+def test_edema_of_one_intensity_is_one_group() -> None:
+    probs, image = make_sparse()
+    assert torch.equal(relabel(probs, torch.zeros_like(image)), probs)
+
+
+def test_an_image_on_another_grid_is_refused_by_the_name_of_its_case() -> None:
+    probs, image = make_sparse()
+    image = MetaTensor(image[..., 1:], meta={"case": "patient_7"})
+    with pytest.raises(
+        ValueError, match=r"case patient_7: .* share a spatial shape, got \(1, 1, 109\) and \(1, 1, 110\)"
+    ):
+        relabel_edema(probs, image)
+
+
+@pytest.mark.parametrize(("max_volume", "expected"), [(0, 3), (6.0, 3), (6.1, 0)], ids=["off", "6 mm3", "6.1 mm3"])
+def test_enhancing_tumor_below_a_volume_becomes_non_enhancing(max_volume: float, expected: int) -> None:
+    probs = MetaTensor(along_a_line(background=2, necrosis=4, enhancing=3, edema=5), affine=TALL)  # 6 mm3 enhance
+    probs[2, 0, 0, 0] = 0.75  # outside the tumor: no part of it
+    before = probs.clone()
+    relabeled = RelabelSmallEnhancingd("pred", max_volume)({"pred": probs})["pred"]
+    assert count(relabeled) == [2, 4 + 3 - expected, 5, expected]
+    assert torch.equal(relabeled[:2], probs[:2])
+    assert torch.equal(probs, before)
+
+
+@pytest.mark.parametrize("step", [RelabelSmallEnhancingd("pred", 1e9), FillCoreHolesd("pred")], ids=["ET", "holes"])
+@pytest.mark.parametrize("value", [0.0, 1.0], ids=["no tumor", "all tumor"])
+def test_empty_and_full_masks_keep_whole_tumor_and_core(step: RelabelSmallEnhancingd, value: float) -> None:
+    probs = torch.full((3, 4, 4, 4), value)
+    assert torch.equal(step({"pred": probs})["pred"][:2], probs[:2])
+
+
+@pytest.mark.parametrize("step", [FillCoreHolesd, RelabelEdemad], ids=["holes", "edema"])
+def test_a_step_that_is_switched_off_does_nothing_and_a_text_is_no_switch(step: type) -> None:
+    probs, image = make_sparse()
+    assert step("pred", enabled=False)({"pred": probs, "image": image})["pred"] is probs
+    with pytest.raises(ValueError, match=r"enabled must be True or False, with a capital letter .*, got 'false'"):
+        step("pred", enabled="false")

@@ -22,10 +22,11 @@ import torch
 from monai.bundle import ConfigParser, run
 from monai.data import MetaTensor
 
-from omnet_monai.datalist import read_cases
+from omnet_monai.datalist import read_cases, read_images
 from omnet_monai.networks import OMNet
 from omnet_monai.regions import SEQUENCES
 from omnet_monai.results import read_scores
+from omnet_monai.weights import ModelFile
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 TINY: dict[str, Any] = {
@@ -102,6 +103,15 @@ def test_evaluation_scores_the_label_maps_it_saves(trained: Path, phantoms: Path
         assert (tmp_path / "out" / written).is_file(), written
 
 
+def test_evaluation_scores_refined_label_maps_where_the_steps_are_switched_on(phantoms: Path, tmp_path: Path) -> None:
+    save_undecided(tmp_path / "model.pt", enhancing=9)
+    files = config("train.json", "evaluate.json")
+    switches = {"fill_core": True, "relabel_edema": True, "enhancing_volume": 1e9}
+    run(config_file=files, **where(tmp_path, phantoms), **TINY, **switches)
+    saved = nib.load(tmp_path / "out" / "phantom_003_seg.nii.gz").get_fdata()
+    assert set(np.unique(saved)) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
 def test_a_case_that_cannot_be_read_is_marked_and_the_others_are_scored(
     workers: int, trained: Path, phantoms: Path, tmp_path: Path
@@ -136,6 +146,51 @@ def test_inference_writes_label_maps_on_the_grid_of_the_input(trained: Path, pha
     assert label.shape == image.shape
     np.testing.assert_allclose(label.affine, image.affine)
     assert set(np.unique(label.dataobj)) <= {0, 1, 2, 3}
+
+
+def save_undecided(path: Path, enhancing: float) -> Path:
+    """Save a network that sees tumor everywhere, is of two minds on the core, and has one logit for all it enhances."""
+    torch.manual_seed(0)
+    network = OMNet(class_counts=(4, 4, 2), features=TINY["network_def#features"])
+    coarse, refined, precise = network.heads
+    for final, weight, bias in (
+        (coarse.final.conv, 0, [0.0, 0.0, 9.0, 0.0]),
+        (refined.segmentation.final, 50, [0.0, 4.0, 4.0, 0.0]),
+        (precise.segmentation.final, 0, [0.0, enhancing]),
+    ):
+        final.weight.data *= weight
+        final.bias.data = torch.tensor(bias)
+    ModelFile(path, network).save()
+    return path
+
+
+def segment(weights: Path, cases: Path, folder: Path, **switches: Any) -> np.ndarray:
+    """Segment the first case by the real inference config."""
+    settings = where(folder, cases) | {"checkpoint_path": str(weights)}
+    tiny = {key: TINY[key] for key in ("network_def#features", "patch_size")}
+    data = {"dataset#data": read_images(str(cases))[:1]}
+    run(config_file=config("inference.json"), workflow_type="infer", **settings, **tiny, **data, **switches)
+    return np.asarray(nib.load(folder / "out" / "phantom_000_seg.nii.gz").dataobj)
+
+
+def test_each_refinement_changes_what_its_name_says(phantoms: Path, tmp_path: Path) -> None:
+    weights = save_undecided(tmp_path / "model.pt", enhancing=-9)
+    plain = segment(weights, phantoms, tmp_path / "plain")
+    assert set(np.unique(plain)) == {0, 1, 2}
+    # A fifth is core, more than the limit that is documented.
+    limit = {"postprocessing#transforms#2#max_non_enhancing_share": 1.0}
+    for name, switches in (("filled", {"fill_core": True}), ("relabeled", {"relabel_edema": True, **limit})):
+        refined = segment(weights, phantoms, tmp_path / name, **switches)
+        changed = refined != plain
+        assert changed.any(), name
+        assert (plain[changed] == 2).all(), name
+        assert (refined[changed] == 1).all(), name
+    weights = save_undecided(tmp_path / "enhancing.pt", enhancing=9)
+    enhancing = segment(weights, phantoms, tmp_path / "enhancing")
+    assert np.array_equal(enhancing, np.where(plain == 1, 3, plain))
+    volume = float((enhancing == 3).sum())
+    assert np.array_equal(segment(weights, phantoms, tmp_path / "equal", enhancing_volume=volume), enhancing)
+    assert np.array_equal(segment(weights, phantoms, tmp_path / "below", enhancing_volume=volume + 1), plain)
 
 
 def test_an_image_smaller_than_a_window_is_segmented(trained: Path, phantoms: Path, tmp_path: Path) -> None:
