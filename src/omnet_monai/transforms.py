@@ -21,6 +21,7 @@ from omnet_monai.regions import (
     classes_from_regions,
     codes_from_classes,
     regions_from_classes,
+    tasks_named,
 )
 
 __all__ = [
@@ -45,16 +46,17 @@ class RandCropByTaskd(Randomizable):
 
     Args:
         spatial_size: patch size in voxels, one entry per spatial dimension.
-        num_samples: patches per task, one number for all tasks or one for each.
+        num_samples: patches per task, one number for all tasks or one for each of the three.
         image_key: key of the image, background 0, shape ``(C, *spatial)``.
         label_key: key of the inner classes, shape ``(1, *spatial)``.
+        tasks: names of the tasks to cut patches for, ``None`` for all three.
 
     Returns:
         A list of dictionaries of plain tensors, one per patch, with the keys ``image_key``, ``label_key`` and ``task``,
         grouped by the task they were asked for.
 
     Raises:
-        ValueError: if ``num_samples`` is a sequence that does not hold one number per task.
+        ValueError: if ``num_samples`` is a sequence that does not hold one number per task, and for unknown tasks.
     """
 
     def __init__(
@@ -63,9 +65,11 @@ class RandCropByTaskd(Randomizable):
         num_samples: int | Sequence[int] = 2,
         image_key: str = "image",
         label_key: str = "label",
+        tasks: Sequence[str] | None = None,
     ) -> None:
         self.spatial_size = tuple(spatial_size)
-        self.num_samples = ensure_tuple_rep(num_samples, len(TASKS))
+        numbers = ensure_tuple_rep(num_samples, len(TASKS))
+        self.num_samples = {TASKS.index(task): numbers[TASKS.index(task)] for task in tasks_named(tasks)}
         self.image_key = image_key
         self.label_key = label_key
         self.pad = SpatialPad(self.spatial_size, method="end")
@@ -75,7 +79,7 @@ class RandCropByTaskd(Randomizable):
         image, label = _plain(self.pad(data[self.image_key])), _plain(self.pad(data[self.label_key]))
         centers = _centers(image, label)
         patches: list[dict[Hashable, Any]] = []
-        for wanted, number in enumerate(self.num_samples):
+        for wanted, number in self.num_samples.items():
             task = max(task for task in range(wanted + 1) if len(centers[task]) or not task)
             for _ in range(number):
                 window = (slice(None), *self._window_around(centers[task], label.shape[1:]))
