@@ -145,7 +145,7 @@ def test_weights_are_loaded_when_an_engine_starts(tmp_path: Path, caplog: pytest
     engine.run([0])
     assert same(make_network(seed=1).state_dict(), network.state_dict())
     assert caplog.messages == [f"Weights loaded from {tmp_path / 'model.pt'}."]
-    assert engine.state.weights == tmp_path / "model.pt"
+    assert engine.state.weights == [tmp_path / "model.pt"]
 
 
 @pytest.fixture

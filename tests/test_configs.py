@@ -14,6 +14,9 @@ import torch
 from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, verify_metadata, verify_net_in_out
 
+from omnet_monai.networks import ModelCascade, OMNet
+from omnet_monai.weights import StrictCheckpointLoader
+
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
 FILES = sorted(CONFIGS.glob("*.json"))
 STACKS = {
@@ -26,7 +29,13 @@ STACKS = {
     "demo": ["train.json", "demo.json"],
     "multi_gpu_train": ["train.json", "multi_gpu_train.json"],
     "multi_gpu_evaluate": ["train.json", "evaluate.json", "multi_gpu_evaluate.json"],
-    **{name: ["train.json", f"{name}.json"] for name in ("no_attention", "se", "no_transfer", "no_curriculum")},
+    **{
+        name: ["train.json", f"{name}.json"]
+        for name in ("no_attention", "se", "no_transfer", "no_curriculum", "mc1", "refined", "precise")
+    },
+    "mc2": ["train.json", "evaluate.json", "mc2.json"],
+    "mc3": ["train.json", "evaluate.json", "mc3.json"],
+    "inference_mc3": ["inference.json", "mc3.json"],
 }
 
 
@@ -119,6 +128,39 @@ def test_handlers_are_literal_lists_of_dictionaries(names: list[str]) -> None:
     for handlers in lists:
         assert isinstance(handlers, list)
         assert all(isinstance(handler, dict) and "_target_" in handler for handler in handlers)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "tasks"),
+    [
+        (["train.json", "mc1.json"], OMNet, ["coarse"]),
+        (["train.json", "refined.json"], OMNet, ["refined"]),
+        (["train.json", "precise.json"], OMNet, ["precise"]),
+        (["inference.json", "mc1.json"], OMNet, ["coarse"]),
+        (["inference.json", "mc2.json"], ModelCascade, ["coarse", "refined"]),
+        (["train.json", "evaluate.json", "mc3.json"], ModelCascade, ["coarse", "refined", "precise"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value.__name__,
+)
+def test_the_networks_of_a_cascade_are_those_that_are_trained_for_it(
+    names: list[str], kind: type, tasks: list[str]
+) -> None:
+    parser = read(*names)
+    parser["network_def"]["features"] = [2, 2, 2, 2]
+    network = parser.get_parsed_content("network_def")
+    assert isinstance(network, kind)
+    trained = OMNet(class_counts=(4, 4, 2), features=[2, 2, 2, 2], tasks=tasks[-1:]).state_dict()
+    last = list(network.networks)[-1] if kind is ModelCascade else network
+    assert {key: value.shape for key, value in last.state_dict().items()} == {
+        key: value.shape for key, value in trained.items()
+    }
+    if kind is ModelCascade:
+        files = parser.get_parsed_content("checkpoint_path")
+        assert files == [f"./models/{task}/model.pt" for task in tasks]
+        StrictCheckpointLoader(files, network)
+    elif "train.json" in names:
+        for part in ("loss_function", "curriculum"):
+            assert [task.name for task in parser.get_parsed_content(part).tasks] == tasks
 
 
 @pytest.mark.parametrize("name", ["inference_exported", "inference_trt"])

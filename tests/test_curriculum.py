@@ -142,6 +142,18 @@ def test_a_curriculum_goes_on_from_a_file_of_its_state(tmp_path: Path, done: int
     assert stages(second, 8, losses[done:]) == expected[done:]
 
 
+@pytest.mark.parametrize("task", ["coarse", "refined", "precise"])
+def test_the_only_task_of_a_network_is_active_from_the_first_step(task: str) -> None:
+    for triggers in ({}, {"milestones": [0.1, 0.2]}, {"patience": 1}):
+        curriculum = Curriculum(**triggers, tasks=[task])
+        assert curriculum.complete
+        assert stages(curriculum, 6) == [1] * 6
+
+
+def test_of_two_tasks_the_second_joins_by_the_first_milestone() -> None:
+    assert stages(Curriculum([0.25, 0.5], tasks=["coarse", "refined"]), 8) == [1, 1, 2, 2, 2, 2, 2, 2]
+
+
 def train(
     curriculum: Curriculum,
     epochs: int = 3,
@@ -219,6 +231,17 @@ def test_the_newest_tasks_epoch_mean_is_what_the_plateau_trigger_sees(monkeypatc
     assert train(Curriculum(None, patience=1), epochs=6) == [1, 1, 2, 2, 3, 3]
 
 
+def test_the_log_names_the_networks_own_tasks(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "omnet_monai")
+    metrics: list[dict[str, float]] = []
+    train(Curriculum([1 / 3, 2 / 3], tasks=["refined"]), epochs=1, metrics=metrics)
+    assert caplog.messages == [
+        "Curriculum: 1 of 1 tasks active (refined), epoch 1.",
+        "Epoch 1 of 1: loss refined 2.000.",
+    ]
+    assert metrics == [{"curriculum/num_tasks": 1, "loss/refined": 2}]
+
+
 @pytest.mark.parametrize(
     ("num_tasks", "kept"), [(1, [0, 3]), (2, [0, 1, 3]), (3, [0, 1, 2, 3])], ids=["one task", "two tasks", "all tasks"]
 )
@@ -238,3 +261,16 @@ def test_patches_of_tasks_that_are_not_active_are_dropped(
     assert target["label"].dtype == torch.uint8
     assert target["task"].tolist() == [[0, 1, 2, 0][patch] for patch in kept]
     assert (args, kwargs) == ((), {"num_tasks": num_tasks})
+
+
+@pytest.mark.parametrize(
+    ("task", "kept"), [("coarse", [0, 3]), ("refined", [0, 1, 3]), ("precise", [0, 1, 2, 3])], ids=str
+)
+def test_a_network_of_a_later_task_alone_keeps_what_cases_without_its_region_lend_it(
+    task: str, kept: list[int]
+) -> None:
+    image, label = torch.zeros(4, 4, 2, 2, 2), torch.zeros(4, 1, 2, 2, 2)
+    batch = {"image": image, "label": label, "task": torch.tensor([0, 1, 2, 0])}
+    _, target, _, kwargs = PrepareTaskBatch(Curriculum(tasks=[task]))(batch)
+    assert target["task"].tolist() == [[0, 1, 2, 0][patch] for patch in kept]
+    assert kwargs == {"num_tasks": 1}

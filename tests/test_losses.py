@@ -50,6 +50,19 @@ def test_the_precise_task_tells_enhancing_from_the_rest() -> None:
     torch.testing.assert_close(criterion.task_losses, torch.tensor([math.nan, math.nan, expected]), equal_nan=True)
 
 
+@pytest.mark.parametrize(("task", "sampled_for"), [("coarse", 0), ("refined", 1), ("precise", 2)], ids=str)
+def test_a_network_of_one_task_learns_from_the_patches_of_that_task(task: str, sampled_for: int) -> None:
+    # Three patches: background, edema and enhancing tumor, each at a share of its own class.
+    label = torch.cat([label_with(8 * (cls > 0), cls, (2, 2, 2)) for cls in (0, EDEMA, ENHANCING)])
+    shares = [0.5, 0.25] if task == "precise" else [0.5, 0.125, 0.25, 0.125]
+    criterion = OMNetLoss(transfer=None, tasks=[task])
+    loss = criterion([constant_logits(3, shares)], {"label": label, "task": torch.arange(3)})
+    # ln 2 for the background, 2 ln 2 for the edema; of two shares 1/2 and 1/4 enhancing has a third: ln 3.
+    expected = {"coarse": math.log(2), "refined": 2 * math.log(2), "precise": math.log(3)}[task]
+    assert criterion.task_losses.shape == (1,)
+    assert loss.item() == pytest.approx(expected)
+
+
 def test_a_task_averages_over_the_patches_that_count_and_the_loss_adds_the_tasks() -> None:
     # Patches 0 and 1 count for task 1: background at a share of 1/2 costs ln 2, edema at 1/8 costs 3 ln 2. Patch 2
     # counts for task 2: at shares of 1/4 it costs 2 ln 2.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 
 import pytest
@@ -74,18 +75,20 @@ def kinds(module: nn.Module) -> Counter:
 
 
 @pytest.mark.parametrize(
-    ("attention", "class_counts", "expected"),
+    ("attention", "tasks", "expected"),
     [
-        ("none", (5, 5, 2), 13_879_212),
-        ("cga", (5, 5, 2), 13_823_991),
-        ("se", (5, 5, 2), 13_879_698),
-        ("none", (5,), 13_823_493),
-        ("cga", (5,), 13_823_493),
+        ("none", None, 13_879_212),
+        ("cga", None, 13_823_991),
+        ("se", None, 13_879_698),
+        ("none", ["coarse"], 13_823_493),
+        ("none", ["refined"], 13_823_493),
+        ("none", ["precise"], 13_823_493 - 3 * 33),  # two classes instead of five
+        ("cga", ["refined"], 13_823_493),
     ],
-    ids=["OM-Net", "OM-Net+CGA", "OM-Net+SE", "one task", "one task, attention idle"],
+    ids=["OM-Net", "OM-Net+CGA", "OM-Net+SE", "coarse", "refined", "precise", "refined, attention idle"],
 )
-def test_trainable_parameters_are_those_of_the_release(attention: str, class_counts: tuple, expected: int) -> None:
-    network = meta_network(attention=attention, class_counts=class_counts)
+def test_trainable_parameters_are_those_of_the_release(attention: str, tasks: list[str] | None, expected: int) -> None:
+    network = meta_network(attention=attention, tasks=tasks)
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == expected
 
 
@@ -433,6 +436,49 @@ def test_regions_are_sums_of_the_heads_probabilities(attention: str, class_count
     torch.testing.assert_close(enhancing, precise[:, 1])
 
 
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        (["coarse"], (0.6, 0.4, 0.3)),
+        (["refined"], (0.9, 0.5, 0.1)),
+        (["precise"], (0.7, 0.7, 0.7)),
+        (["coarse", "refined"], (0.6, 0.5, 0.1)),
+        (["coarse", "precise"], (0.6, 0.4, 0.7)),
+        (["refined", "precise"], (0.9, 0.5, 0.7)),
+        (["coarse", "refined", "precise"], (0.6, 0.5, 0.7)),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+@torch.no_grad()
+def test_a_region_without_its_own_task_comes_from_the_classes_of_the_task_before(
+    tasks: list[str], expected: tuple[float, ...]
+) -> None:
+    # Shares of background, necrosis, edema, enhancing; of the rest and enhancing.
+    shares = {"coarse": [0.4, 0.1, 0.2, 0.3], "refined": [0.1, 0.4, 0.4, 0.1], "precise": [0.3, 0.7]}
+    for attention in ATTENTIONS:
+        network = small_network(attention, tasks=tasks).eval()
+        for head, task in zip(network.heads, tasks, strict=True):
+            set_constant(head, shares[task])
+        regions = network(normal(1, 4, 8, 8, 8))
+        torch.testing.assert_close(regions[0, :, 0, 0, 0], torch.tensor(expected))
+        assert len(network.train()(normal(2, 4, 8, 8, 8))) == len(tasks)
+
+
+@torch.no_grad()
+def test_a_guided_task_is_guided_by_the_region_it_samples_in() -> None:
+    network = small_network(tasks=["coarse", "precise"]).eval()
+    guides: list[torch.Tensor] = []
+    network.heads[1].register_forward_hook(lambda module, args, output: guides.append(args[1]))
+    regions = network(normal(1, 4, 16, 16, 8))
+    assert torch.equal(guides[0], regions[:, 1:2])  # the core
+
+
+@pytest.mark.parametrize("tasks", [[], ["fine"], ["refined", "coarse"], ["coarse", "coarse"]], ids=str)
+def test_unknown_tasks_are_refused(tasks: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"tasks must be some of coarse, refined, precise in this order, got \["):
+        meta_network(tasks=tasks)
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS, ids=str)
 @pytest.mark.parametrize(
     "spatial",
@@ -469,10 +515,10 @@ def test_a_side_that_is_no_multiple_of_eight_is_padded_at_its_far_end() -> None:
     assert torch.equal(backbone(x), backbone(padded)[..., :17, :18, :9])
 
 
-@pytest.mark.parametrize("count", [1, 2, 3], ids=str)
+@pytest.mark.parametrize("tasks", [["coarse"], ["coarse", "refined"], ["precise"], None], ids=str)
 @torch.no_grad()
-def test_output_is_fresh_memory(count: int) -> None:
-    network, x = small_network(class_counts=(4, 4, 2)[:count]).eval(), normal(1, 4, 16, 16, 8)
+def test_output_is_fresh_memory(tasks: list[str] | None) -> None:
+    network, x = small_network(tasks=tasks).eval(), normal(1, 4, 16, 16, 8)
     kept = x.clone()
     first = network(x)
     before = first.clone()
@@ -480,7 +526,7 @@ def test_output_is_fresh_memory(count: int) -> None:
     assert torch.equal(first, before)
     first.zero_()
     assert torch.equal(x, kept)
-    assert first.shape[1] == count
+    assert first.shape[1] == 3
 
 
 @torch.no_grad()
@@ -586,7 +632,7 @@ def test_weights_of_another_variant_are_refused_even_when_asked_to_take_what_fit
 def test_dropout_acts_in_training_alone_and_can_be_switched_off() -> None:
     x = normal(2, 4, 16, 16, 16)
     dropped, kept = small_network(dropout=0.5), small_network(dropout=0.0)
-    assert OMNet.__init__.__defaults__[-1] == 0.5
+    assert inspect.signature(OMNet).parameters["dropout"].default == 0.5
     assert not torch.equal(dropped(x, 1)[0], dropped(x, 1)[0])
     assert torch.equal(kept(x, 1)[0], kept(x, 1)[0])
     kept.load_state_dict(dropped.state_dict())
@@ -608,7 +654,7 @@ def test_an_unknown_attention_is_refused(attention: str) -> None:
         meta_network(attention=attention)
 
 
-@pytest.mark.parametrize("class_counts", [(), (5, 5, 2, 2), (3, 5, 2), (5, 3, 2), (5, 5, 1)], ids=str)
+@pytest.mark.parametrize("class_counts", [(), (5,), (5, 5, 2, 2), (3, 5, 2), (5, 3, 2), (5, 5, 1)], ids=str)
 def test_class_counts_that_cannot_hold_the_classes_are_refused(class_counts: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"one to three counts of at least \[4, 4, 2\], got \("):
+    with pytest.raises(ValueError, match=r"three counts of at least \[4, 4, 2\], got \("):
         meta_network(class_counts=class_counts)

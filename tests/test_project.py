@@ -20,7 +20,7 @@ LAYERS = (
     "regions files",
     "networks.blocks networks.folding layouts losses transforms postprocessing loading sampling datalist phantom"
     " inferers optimization exported distributed metrics summary augmentation caching",
-    "networks.nets networks curriculum growing weights checkpoint",
+    "networks.nets networks.cascade networks curriculum growing weights checkpoint",
     "report results pictures page scoring tracking demo packaging export zoo machine rivals timing benchmark __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]

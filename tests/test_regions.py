@@ -221,4 +221,4 @@ def test_the_summed_channels_of_a_task_are_its_region(task) -> None:
     label = torch.tensor([[0, 1, 2, 3]])
     one_hot = torch.nn.functional.one_hot(task.target(label)[0], 5)
     mask = regions_from_classes(label)[list(REGIONS).index(task.region)]
-    assert torch.equal(one_hot[:, list(task.channels)].sum(1).bool(), mask)
+    assert torch.equal(one_hot[:, task.channels_of(task.region)].sum(1).bool(), mask)

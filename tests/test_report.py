@@ -62,7 +62,7 @@ def evaluate(
         for start in range(0, len(cases), batch_size)
     ]
     evaluator = Engine(lambda engine, batch: None)
-    evaluator.state.weights = weights
+    evaluator.state.weights = [weights] if weights else []
 
     def score(engine: Engine) -> None:
         engine.state.metric_details = {details: torch.tensor([SCORES[case] for case in cases])}

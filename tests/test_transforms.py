@@ -77,6 +77,17 @@ def test_each_task_may_have_its_own_number_of_patches() -> None:
         cut(case, num_samples=(4, 1))
 
 
+def test_patches_are_cut_for_the_named_tasks_alone() -> None:
+    case = make_case({CORE: NECROSIS, AROUND: EDEMA})
+    patches = RandCropByTaskd(SIZE, (1, 3, 2), tasks=["refined"])(case)
+    assert [patch["task"] for patch in patches] == [1] * 3
+    patches = RandCropByTaskd(SIZE, 2, tasks=["coarse", "precise"])(case)
+    assert [patch["task"] for patch in patches] == [0, 0, 2, 2]
+    # Without core they are what the task before would have got.
+    patches = RandCropByTaskd(SIZE, 2, tasks=["precise"])(make_case({AROUND: EDEMA}))
+    assert [patch["task"] for patch in patches] == [1, 1]
+
+
 def test_every_voxel_of_the_brain_can_be_a_center() -> None:
     case = make_case({})
     brain = torch.zeros(4, *SHAPE)

@@ -252,6 +252,61 @@ def test_variants_train_what_their_names_say(
     assert any(".attention." in name for name in names) == (variant == "se")
 
 
+@pytest.fixture(scope="module")
+def stages(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Weights of the three networks of a cascade, each trained by itself with the real config."""
+    folder = tmp_path_factory.mktemp("stages")
+    for name in ("mc1", "refined", "precise"):
+        run(config_file=config("train.json", f"{name}.json"), **where(folder / name, phantoms), **TINY, fold=0)
+    return [str(folder / name / "model.pt") for name in ("mc1", "refined", "precise")]
+
+
+def test_networks_of_one_task_train_and_validate_alone(stages: list[str]) -> None:
+    for path, classes in zip(stages, (4, 4, 2), strict=True):
+        state = torch.load(path, weights_only=True)
+        assert {name.split(".")[1] for name in state if name.startswith("heads.")} == {"0"}
+        assert len(state["heads.0.final.conv.bias"]) == classes
+
+
+def test_a_run_of_another_task_is_not_taken_up(
+    stages: list[str], phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The coarse and the refined network have the same shapes.
+    (tmp_path / "run").mkdir()
+    old = torch.load(Path(stages[0]).parent / "run" / "checkpoint.pt", weights_only=True)
+    torch.save(old | {"epoch": 1}, tmp_path / "run" / "checkpoint.pt")
+    for name, taken_up in (("refined", False), ("mc1", True)):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            files = config("train.json", f"{name}.json")
+            run(config_file=files, **where(tmp_path, phantoms), **TINY, fold=0)
+        assert any("Resuming" in message for message in caplog.messages) == taken_up
+        torch.save(old | {"epoch": 1}, tmp_path / "run" / "checkpoint.pt")
+
+
+@pytest.mark.parametrize(("name", "count"), [("mc1", 1), ("mc2", 2), ("mc3", 3)], ids=str)
+def test_a_cascade_is_scored_by_the_real_configs(
+    name: str, count: int, stages: list[str], phantoms: Path, tmp_path: Path
+) -> None:
+    weights = {"checkpoint_path": stages[:count] if count > 1 else stages[0]}
+    files = config("train.json", "evaluate.json", f"{name}.json")
+    run(config_file=files, **where(tmp_path, phantoms), **TINY, **weights)
+    assert list(read_scores(tmp_path / "out" / "scores.csv")) == ["phantom_003"]
+    with open(tmp_path / "out" / "evaluations.csv", newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert len(line["weights_sha256"].split("; ")) == count
+
+
+def test_a_cascade_segments_and_is_not_trained_as_one(stages: list[str], phantoms: Path, tmp_path: Path) -> None:
+    tiny = {key: TINY[key] for key in ("network_def#features", "patch_size")}
+    settings = where(tmp_path, phantoms) | {"checkpoint_path": stages}
+    run(config_file=config("inference.json", "mc3.json"), workflow_type="infer", **settings, **tiny)
+    assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 4
+    with pytest.raises(RuntimeError) as error:
+        run(config_file=config("train.json", "mc3.json"), **where(tmp_path, phantoms), **TINY)
+    assert "must be trained one by one" in _chain(error.value)
+
+
 def test_monai_label_trains_from_the_weights_it_loads(
     trained: Path, phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,7 +14,7 @@ from monai.utils import convert_to_tensor
 
 from omnet_monai.augmentation import BatchAugmentation
 from omnet_monai.losses import OMNetLoss
-from omnet_monai.regions import TASKS
+from omnet_monai.regions import TASKS, tasks_named
 
 __all__ = ["Curriculum", "CurriculumHandler", "PrepareTaskBatch"]
 
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 class Curriculum:
     """
-    Decide how many tasks are active. A task joins by whichever of two triggers comes first (the paper says "until the
-    loss flattens"; both triggers are ours). With neither, all tasks are active from the first step.
+    Decide how many of a network's tasks are active. A task joins by whichever of two triggers comes first (the paper
+    says "until the loss flattens"; both triggers are ours). With neither, all are active from the first step.
 
     Args:
         milestones: task 2 and task 3 join once these fractions of the run's epochs are done, ascending in [0, 1];
@@ -32,20 +32,26 @@ class Curriculum:
         patience: the next task joins when the newest task's epoch-mean loss has not improved for this many epochs;
             ``None`` for no plateau trigger.
         min_change: a smaller fall of the loss is no improvement.
+        tasks: names of the network's tasks, ``None`` for all three. The only task of a network is always active.
 
     Attributes:
         num_tasks: how many tasks are active.
         staged: whether the run goes through the stages; a run that nobody says this of was given its weights.
 
     Raises:
-        ValueError: for milestones that are not two ascending fractions.
+        ValueError: for milestones that are not two ascending fractions, and for unknown tasks.
     """
 
     def __init__(
-        self, milestones: Sequence[float] | None = None, patience: int | None = None, min_change: float = 0.0
+        self,
+        milestones: Sequence[float] | None = None,
+        patience: int | None = None,
+        min_change: float = 0.0,
+        tasks: Sequence[str] | None = None,
     ) -> None:
         if milestones is not None and (len(milestones) != 2 or not 0 <= milestones[0] <= milestones[1] <= 1):
             raise ValueError(f"milestones must be two ascending fractions in [0, 1], got {milestones}")
+        self.tasks = tasks_named(tasks)
         self.milestones = milestones
         self.patience = patience
         self.min_change = min_change
@@ -57,15 +63,15 @@ class Curriculum:
     @property
     def complete(self) -> bool:
         """Whether all tasks are active."""
-        return self.num_tasks == len(TASKS)
+        return self.num_tasks == len(self.tasks)
 
     def activate_all(self) -> None:
         """Make all tasks active."""
-        self.num_tasks = len(TASKS)
+        self.num_tasks = len(self.tasks)
 
     def begin_epoch(self, epoch: int, max_epochs: int) -> None:
-        """Let tasks join by either trigger; ``epoch`` counts from 1. With fewer than three epochs all join at once."""
-        if max_epochs < len(TASKS) or (self.milestones is None and self.patience is None):
+        """Let tasks join by either trigger; ``epoch`` counts from 1. With fewer epochs than tasks all join at once."""
+        if max_epochs < len(self.tasks) or (self.milestones is None and self.patience is None):
             self.activate_all()
             return
         if self.patience is not None and self.stale_epochs >= self.patience:
@@ -73,7 +79,7 @@ class Curriculum:
         elif self.milestones is not None:
             # A thousandth of an epoch makes up for the rounding of the fractions; each stage lasts an epoch at least.
             joined = sum(epoch - 1 >= fraction * max_epochs - 1e-3 for fraction in self.milestones)
-            if 1 + joined > self.num_tasks:
+            if 1 + joined > self.num_tasks and not self.complete:
                 self._join(self.num_tasks + 1)
 
     def end_epoch(self, loss: float) -> None:
@@ -139,10 +145,9 @@ class CurriculumHandler:
         self.losses = []
         if self.curriculum.num_tasks != self.announced:
             self.announced = self.curriculum.num_tasks
-            names = ", ".join(task.name for task in TASKS[: self.announced])
-            logger.info(
-                f"Curriculum: {self.announced} of {len(TASKS)} tasks active ({names}), epoch {engine.state.epoch}."
-            )
+            names = ", ".join(task.name for task in self.curriculum.tasks[: self.announced])
+            active = f"{self.announced} of {len(self.curriculum.tasks)} tasks active ({names})"
+            logger.info(f"Curriculum: {active}, epoch {engine.state.epoch}.")
 
     def collect(self, engine: Engine) -> None:
         """Keep the step's per-task losses; without a sync on a GPU."""
@@ -153,17 +158,17 @@ class CurriculumHandler:
         means = torch.stack(self.losses).nanmean(0)
         means = torch.as_tensor(idist.all_reduce(means)) / idist.get_world_size()
         self.curriculum.end_epoch(float(means[-1]))
-        losses = ", ".join(f"{task.name} {mean:.3f}" for task, mean in zip(TASKS, means, strict=False))
+        named = {task.name: float(mean) for task, mean in zip(self.curriculum.tasks, means, strict=False)}
+        losses = ", ".join(f"{name} {mean:.3f}" for name, mean in named.items())
         logger.info(f"Epoch {engine.state.epoch} of {engine.state.max_epochs}: loss {losses}.")
         engine.state.metrics["curriculum/num_tasks"] = self.curriculum.num_tasks
-        engine.state.metrics.update(
-            {f"loss/{task.name}": float(mean) for task, mean in zip(TASKS, means, strict=False)}
-        )
+        engine.state.metrics.update({f"loss/{name}": mean for name, mean in named.items()})
 
 
 class PrepareTaskBatch:
     """
-    Keep the patches of the active tasks and tell the network how many those are: the trainer's ``prepare_batch``.
+    Keep the patches of tasks up to the newest active one, and tell the network how many of its tasks are active: the
+    trainer's ``prepare_batch``.
 
     Args:
         curriculum: knows how many tasks are active.
@@ -188,7 +193,8 @@ class PrepareTaskBatch:
             Image, target of :class:`~omnet_monai.losses.OMNetLoss`, no positional arguments, ``num_tasks``.
         """
         num_tasks = self.curriculum.num_tasks
-        active = torch.as_tensor(batch["task"]) < num_tasks
+        # Not only patches of the network's own tasks: a case without core lends a lone precise task others.
+        active = torch.as_tensor(batch["task"]) <= TASKS.index(self.curriculum.tasks[num_tasks - 1])
         image, label, task = (
             convert_to_tensor(batch[key], track_meta=False)[active].to(
                 device=device, non_blocking=non_blocking, **kwargs

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from omnet_monai.regions import REGIONS, TASKS
+from omnet_monai.regions import REGIONS, TASKS, tasks_named
 
 __all__ = ["OMNetLoss"]
 
@@ -24,20 +24,22 @@ class OMNetLoss(nn.Module):
     Args:
         transfer: least share of WT voxels for the refined task and of TC voxels for the precise task, in [0, 1];
             the number of voxels is rounded down, as in the release. ``None`` switches transfer off.
+        tasks: names of the network's tasks, ``None`` for all three.
 
     Attributes:
         task_losses: the detached losses of the tasks that were active in the last call, NaN for a task for which no
             patch counted, shape ``(tasks,)``.
 
     Raises:
-        ValueError: if ``transfer`` does not hold two shares in [0, 1].
+        ValueError: if ``transfer`` does not hold two shares in [0, 1], and for unknown tasks.
     """
 
-    def __init__(self, transfer: Sequence[float] | None = (0.4, 0.5)) -> None:
+    def __init__(self, transfer: Sequence[float] | None = (0.4, 0.5), tasks: Sequence[str] | None = None) -> None:
         super().__init__()
         if transfer is not None and (len(transfer) != 2 or not all(0 <= share <= 1 for share in transfer)):
             raise ValueError(f"transfer must hold two shares in [0, 1], got {transfer}")
         self.transfer = transfer
+        self.tasks = tasks_named(tasks)
         self.task_losses = torch.zeros(0)
 
     def forward(self, logits: Sequence[torch.Tensor], target: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -55,11 +57,11 @@ class OMNetLoss(nn.Module):
         """
         label, sampled_for = target["label"][:, 0], target["task"]
         losses, trained = [], []
-        for task, scores in enumerate(logits):
+        for task, scores in zip(self.tasks, logits, strict=False):
             if scores[:, 0].shape != label.shape:
                 raise ValueError(f"logits and labels must share a shape, got {scores[:, 0].shape} and {label.shape}")
-            voxel_losses = F.cross_entropy(scores.float(), TASKS[task].target(label), reduction="none")
-            counts = self.counts_for(task, label, sampled_for)
+            voxel_losses = F.cross_entropy(scores.float(), task.target(label), reduction="none")
+            counts = self.counts_for(TASKS.index(task), label, sampled_for)
             # Of an empty selection cross_entropy itself would be NaN.
             losses.append((voxel_losses.flatten(1).mean(1) * counts).sum() / counts.sum().clamp(min=1))
             trained.append(counts.any())

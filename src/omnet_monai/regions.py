@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     "classes_from_regions",
     "codes_from_classes",
     "regions_from_classes",
+    "tasks_named",
 ]
 
 SEQUENCES = ("t1", "t1c", "t2", "flair")
@@ -53,14 +55,16 @@ class Task:
         sampled_in: the region its own training patches are centered in, ``None`` for the brain.
         region: the region it yields.
         classes: the inner classes that its output channels 1, 2, ... stand for; every other class is channel 0.
-        channels: the output channels whose probabilities add up to the region.
     """
 
     name: str
     sampled_in: str | None
     region: str
     classes: tuple[int, ...]
-    channels: tuple[int, ...]
+
+    def channels_of(self, region: str) -> list[int]:
+        """List the output channels whose probabilities add up to what this task knows of a region."""
+        return [channel for channel, cls in enumerate(self.classes, start=1) if cls in REGIONS[region]]
 
     def target(self, label: torch.Tensor) -> torch.Tensor:
         """Turn a label map of inner classes, any shape, into this task's class indices (int64, same shape)."""
@@ -71,10 +75,26 @@ class Task:
 
 
 TASKS = (
-    Task("coarse", None, "WT", classes=(NECROSIS, EDEMA, ENHANCING), channels=(1, 2, 3)),
-    Task("refined", "WT", "TC", classes=(NECROSIS, EDEMA, ENHANCING), channels=(1, 3)),
-    Task("precise", "TC", "ET", classes=(ENHANCING,), channels=(1,)),
+    Task("coarse", None, "WT", classes=(NECROSIS, EDEMA, ENHANCING)),
+    Task("refined", "WT", "TC", classes=(NECROSIS, EDEMA, ENHANCING)),
+    Task("precise", "TC", "ET", classes=(ENHANCING,)),
 )
+
+
+def tasks_named(names: Sequence[str] | None = None) -> tuple[Task, ...]:
+    """
+    Look tasks up.
+
+    Args:
+        names: some of "coarse", "refined", "precise", in this order; ``None`` for all.
+
+    Raises:
+        ValueError: for no name, another one, or another order.
+    """
+    tasks = TASKS if names is None else tuple(task for task in TASKS if task.name in names)
+    if names is not None and (not names or [task.name for task in tasks] != list(names)):
+        raise ValueError(f"tasks must be some of {', '.join(task.name for task in TASKS)} in this order, got {names}")
+    return tasks
 
 
 def classes_from_codes(label: torch.Tensor, scheme: str | None = None) -> torch.Tensor:

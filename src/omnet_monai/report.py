@@ -72,8 +72,8 @@ class CaseTable:
 
 class EvaluationLog:
     """
-    Append one line to a log of evaluations: date, commit, command, SHA-256 of the weights, Dice of every case. Weights
-    that no checkpoint loader read, such as those of a federated round, have no sum.
+    Append one line to a log of evaluations: date, commit, command, SHA-256 of the weights' files, Dice of every case.
+    Weights that no checkpoint loader read, such as those of a federated round, have no sum.
 
     Args:
         path: CSV file to append to; it is begun with a header.
@@ -95,8 +95,8 @@ class EvaluationLog:
         if idist.get_rank() != 0:
             return
         scores = _dice_of_cases(self.table)
-        weights: Path | None = getattr(engine.state, "weights", None)
-        sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights else "not from a file"
+        weights: list[Path] = getattr(engine.state, "weights", [])
+        sha256 = "; ".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in weights) or "not from a file"
         module = "omnet_monai" if "omnet_monai" in sys.argv[0] else "monai.bundle"
         command = shlex.join(["python", "-m", module, *sys.argv[1:]])
         line = [datetime.now(UTC).strftime("%Y-%m-%d"), _commit(), command, sha256, scores]

@@ -21,6 +21,7 @@ from omnet_monai.regions import (
     classes_from_regions,
     codes_from_classes,
     regions_from_classes,
+    tasks_named,
 )
 
 __all__ = [
@@ -49,16 +50,17 @@ class RandCropByTaskd(Randomizable):
 
     Args:
         spatial_size: patch size in voxels, one entry per spatial dimension.
-        num_samples: patches per task, one number for all tasks or one for each.
+        num_samples: patches per task, one number for all tasks or one for each of the three.
         image_key: key of the image, background 0, shape ``(C, *spatial)``.
         label_key: key of the inner classes, shape ``(1, *spatial)``.
+        tasks: names of the tasks to cut patches for, ``None`` for all three.
 
     Returns:
         A list of dictionaries of plain tensors, one per patch, with the keys ``image_key``, ``label_key`` and ``task``,
         grouped by the task they were asked for.
 
     Raises:
-        ValueError: if ``num_samples`` is a sequence that does not hold one number per task.
+        ValueError: if ``num_samples`` is a sequence that does not hold one number per task, and for unknown tasks.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class RandCropByTaskd(Randomizable):
         num_samples: int | Sequence[int] = 2,
         image_key: str = "image",
         label_key: str = "label",
+        tasks: Sequence[str] | None = None,
     ) -> None:
         self.set_size(spatial_size, num_samples)
+        self.tasks = [TASKS.index(task) for task in tasks_named(tasks)]
         self.image_key = image_key
         self.label_key = label_key
 
@@ -83,9 +87,9 @@ class RandCropByTaskd(Randomizable):
         image, label = self._padded(data[self.image_key]), self._padded(data[self.label_key])
         regions = _sampled_regions(label)
         patches: list[dict[Hashable, Any]] = []
-        for wanted, number in enumerate(self.num_samples):
+        for wanted in self.tasks:
             task = max(task for task in range(wanted + 1) if len(regions[task]) or not task)
-            for _ in range(number):
+            for _ in range(self.num_samples[wanted]):
                 center = int(regions[task][self.R.randint(len(regions[task]))]) if task else self._in_brain(image)
                 window = (slice(None), *self._window_around(center, label.shape[1:]))
                 cut: dict[Hashable, Any] = {

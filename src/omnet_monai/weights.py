@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -54,17 +55,24 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
 class StrictCheckpointLoader:
     """
-    Load a network's weights when an engine starts, as :func:`load_weights` does, and note their file in the engine's
+    Load a network's weights when an engine starts, as :func:`load_weights` does, and note their files in the engine's
     state as ``weights``. By its name MONAI's federated client knows it for a checkpoint loader, and leaves it out.
 
     Args:
-        path: file of the weights.
+        path: file of the weights; of a :class:`~omnet_monai.networks.ModelCascade` a list of one file per network.
         network: the network to fill.
+
+    Raises:
+        ValueError: if a list has not one file for each network of a cascade.
     """
 
-    def __init__(self, path: str | Path, network: nn.Module) -> None:
-        self.path = path
-        self.network = network
+    def __init__(self, path: str | Path | Sequence[str | Path], network: nn.Module) -> None:
+        single = isinstance(path, str | Path)
+        self.paths = [Path(path)] if isinstance(path, str | Path) else [Path(file) for file in path]
+        self.networks = [network] if single else list(getattr(network, "networks", []))
+        if len(self.paths) != len(self.networks):
+            rule = f"a list of weights must have one file for each of the {len(self.networks)} networks of a cascade"
+            raise ValueError(f"{rule}, got {', '.join(map(str, self.paths))}")
 
     def attach(self, engine: Engine) -> None:
         """Register with the engine."""
@@ -72,9 +80,10 @@ class StrictCheckpointLoader:
 
     def __call__(self, engine: Engine) -> None:
         """Load the weights."""
-        load_weights(self.network, self.path)
-        engine.state.weights = Path(self.path)  # type: ignore[attr-defined]  # a state takes whatever is noted in it
-        logger.info(f"Weights loaded from {self.path}.")
+        for network, path in zip(self.networks, self.paths, strict=True):
+            load_weights(network, path)
+            logger.info(f"Weights loaded from {path}.")
+        engine.state.weights = self.paths  # type: ignore[attr-defined]  # a state takes whatever is noted in it
 
 
 class ModelFile:

@@ -7,6 +7,7 @@ from omnet_monai.networks.blocks import (
     FusionResidualBlock,
     in_attention,
 )
+from omnet_monai.networks.cascade import ModelCascade
 from omnet_monai.networks.folding import folded
 from omnet_monai.networks.nets import FusionNet, OMNet, TaskHead
 
@@ -16,6 +17,7 @@ __all__ = [
     "CrossTaskGuidedAttention",
     "FusionNet",
     "FusionResidualBlock",
+    "ModelCascade",
     "OMNet",
     "TaskHead",
     "folded",

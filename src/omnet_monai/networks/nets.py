@@ -12,7 +12,7 @@ from monai.networks.layers.factories import Dropout, Pool
 from torch import nn
 
 from omnet_monai.networks.blocks import CrossTaskGuidedAttention, FusionResidualBlock
-from omnet_monai.regions import TASKS
+from omnet_monai.regions import REGIONS, TASKS, tasks_named
 
 __all__ = ["FusionNet", "OMNet", "TaskHead"]
 
@@ -129,16 +129,19 @@ class OMNet(nn.Module):
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
         in_channels: number of input channels, the MR sequences T1, T1c, T2, FLAIR by default.
-        class_counts: number of classes of each task; one to three tasks. The release has ``(5, 5, 2)``, of which the
-            fifth stays unused; the bundle has ``(4, 4, 2)``.
+        class_counts: number of classes of each of the three tasks. The release has ``(5, 5, 2)``, of which the fifth
+            stays unused; the bundle has ``(4, 4, 2)``.
         features: channels of each backbone level.
         attention: ``"cga"`` for cross-task guided attention, ``"se"`` for a squeeze-and-excitation layer on the
             shared features before each head (where the paper put it is not known: this placement is ours), ``"none"``.
         norm: normalization type and arguments, in MONAI's grammar.
         dropout: probability of dropping a voxel's feature at the deepest level.
+        tasks: names of the tasks that the network has a head for, ``None`` for all three. A network for a single task
+            has nothing that could guide it: "cga" is idle.
 
     Raises:
-        ValueError: for an unknown ``attention`` and for class counts that cannot hold a task's classes.
+        ValueError: for an unknown ``attention``, for class counts that cannot hold a task's classes, and for unknown
+            tasks.
     """
 
     def __init__(
@@ -150,23 +153,30 @@ class OMNet(nn.Module):
         attention: str = "cga",
         norm: Sequence | str = ("batch", {"eps": 1e-5, "momentum": 0.1}),
         dropout: float = 0.5,
+        tasks: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if attention not in ("cga", "se", "none"):
             raise ValueError(f'attention must be "cga", "se" or "none", got {attention!r}')
         needed = [len(task.classes) + 1 for task in TASKS]
-        if not 1 <= len(class_counts) <= len(TASKS) or any(n < m for n, m in zip(class_counts, needed, strict=False)):
-            raise ValueError(f"class_counts must be one to three counts of at least {needed}, got {class_counts}")
+        if len(class_counts) != len(TASKS) or any(n < m for n, m in zip(class_counts, needed, strict=True)):
+            raise ValueError(f"class_counts must be three counts of at least {needed}, got {class_counts}")
         norm = norm if isinstance(norm, str) else (norm[0], norm[1])
+        own = [TASKS.index(task) for task in tasks_named(tasks)]
         width = features[0]
         self.backbone = FusionNet(spatial_dims, in_channels, features, norm, dropout)
         self.heads = nn.ModuleList(
-            CrossTaskGuidedAttention(spatial_dims, width, count)
-            if attention == "cga" and task
-            else TaskHead(spatial_dims, width, count, norm, squeeze=attention == "se")
-            for task, count in enumerate(class_counts)
+            CrossTaskGuidedAttention(spatial_dims, width, class_counts[task])
+            if attention == "cga" and task != own[0]
+            else TaskHead(spatial_dims, width, class_counts[task], norm, squeeze=attention == "se")
+            for task in own
         )
-        self.channels = [list(task.channels) for task in TASKS]
+        # A region whose own task the network does not have comes from the task before, or else from the first one.
+        sources = [max([task for task in own if task <= index], default=own[0]) for index in range(len(REGIONS))]
+        self.channels = [
+            [TASKS[task].channels_of(region) for region, source in zip(REGIONS, sources, strict=True) if source == task]
+            for task in own
+        ]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -185,12 +195,14 @@ class OMNet(nn.Module):
         """
         Args:
             x: normalized sequences, shape ``(B, in_channels, *spatial)``.
-            num_tasks: how many tasks are active. The heads of the others do not run in training, so no gradient,
+            num_tasks: how many of its tasks are active. The heads of the others do not run in training, so no gradient,
                 momentum or weight decay reaches them; evaluation always runs all.
 
         Returns:
             In training the logits of the active tasks, each ``(B, class_counts[task], *spatial)``. In evaluation the
-            region probabilities, one per task (WT, TC, ET), float32, not nested, shape ``(B, tasks, *spatial)``.
+            probabilities of WT, TC and ET, float32, shape ``(B, 3, *spatial)``: each region from the task that yields
+            it, not nested. Without that task, from the inner classes of the task before; of a lone precise task, which
+            knows enhancing tumor from the rest alone, all three are that.
         """
         features = self.backbone(x)
         logits: list[torch.Tensor] = []
@@ -199,9 +211,11 @@ class OMNet(nn.Module):
         for task, head in enumerate(self.heads):
             if task < num_tasks or not self.training:
                 scores = head(features, region)
-                region = scores.float().softmax(1)[:, self.channels[task]].sum(1, keepdim=True).clamp(max=1)
                 logits.append(scores)
-                regions.append(region)
+                shares = scores.float().softmax(1)
+                for channels in self.channels[task]:
+                    region = shares[:, channels].sum(1, keepdim=True).clamp(max=1)
+                    regions.append(region)
         if self.training:
             return logits
         return torch.cat(regions, dim=1)
