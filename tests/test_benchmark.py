@@ -66,10 +66,21 @@ def test_the_last_of_our_rows_is_the_bundles_own_inferer() -> None:
 
 
 def test_rivals_are_of_the_published_sizes() -> None:
-    rows = {row.name: row for row in rivals(AutocastInferer(SlidingWindowInferer((16, 16, 8))))}
+    network = OMNet(class_counts=(4, 4, 2), features=(2, 4, 4, 6))
+    rows = {row.name: row for row in rivals(network, AutocastInferer(SlidingWindowInferer((16, 16, 8))))}
     sizes = {name: sum(p.numel() for p in row.network.parameters()) / 1e6 for name, row in rows.items()}
     assert round(sizes["SegResNet, published window, float32"], 2) == 4.70  # million
     assert not any(row.network.training for row in rows.values())
+
+
+@torch.inference_mode()
+def test_the_cascades_find_tumor_where_our_coarse_task_does() -> None:
+    network = OMNet(class_counts=(4, 4, 2), features=(2, 4, 4, 6)).eval()
+    rows = {row.name: row for row in rivals(network, AutocastInferer(SlidingWindowInferer((16, 16, 8))))}
+    x = torch.randn(2, 4, 16, 16, 8)
+    coarse = rows["MC3, every window"].network.networks[0]
+    torch.testing.assert_close(coarse(x)[:, 0], network(x)[:, 0])
+    assert rows["MC3, windows found"].network.skip
 
 
 @pytest.fixture(scope="module")

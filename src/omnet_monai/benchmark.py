@@ -67,7 +67,7 @@ def benchmark(
     device, network = parser.get_parsed_content("device"), parser.get_parsed_content("network").eval()
     load_weights(network, parser.get_parsed_content("checkpoint_path"))
     default = parser.get_parsed_content("inferer")
-    rows = own_paths(network, default) + rivals(default)
+    rows = own_paths(network, default) + rivals(network, default)
     rows = [row for row in rows if not only or any(part.strip() in row.name for part in only.split(";"))]
     found = find_cases(cases)[0][: limit or None]
     if not found or not rows:

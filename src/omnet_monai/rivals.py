@@ -12,7 +12,7 @@ from monai.networks.nets import DynUNet, SegResNet
 from torch import nn
 
 from omnet_monai.inferers import AutocastInferer
-from omnet_monai.networks import OMNet
+from omnet_monai.networks import ModelCascade, OMNet
 
 __all__ = ["Rival", "own_paths", "rivals"]
 
@@ -68,16 +68,19 @@ def own_paths(network: nn.Module, default: AutocastInferer) -> list[Rival]:
     return [Rival(name, network, run, name == "plain", True, place < 2) for place, (name, run) in enumerate(steps)]
 
 
-def rivals(default: AutocastInferer) -> list[Rival]:
+def rivals(network: OMNet, default: AutocastInferer) -> list[Rival]:
     """
-    List other networks with random weights, each with the inference it was published with.
+    List other networks, each with the inference it was published with. Their weights are random, except that the
+    cascades find tumor where the given network's coarse task does.
 
     Args:
+        network: the trained network.
         default: the bundle's ``inferer``.
 
     Returns:
-        OM-Net without attention; the model zoo's SegResNet in its own window and under our conditions; the network that
-        nnU-Net plans for BraTS (as MONAI's ``DynUNet``) in its own windows, without and with mirroring.
+        OM-Net without attention; MC3 with all networks on every window and on those that touch what the network before
+        found; the model zoo's SegResNet in its own window and under our conditions; the network that nnU-Net plans for
+        BraTS (as MONAI's ``DynUNet``) in its own windows, without and with mirroring.
     """
     zoo = SegResNet(3, 16, 4, 3, 0.2, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1))
     window = SlidingWindowInferer((240, 240, 160), 1, 0.5)
@@ -85,7 +88,9 @@ def rivals(default: AutocastInferer) -> list[Rival]:
     unet = DynUNet(3, 4, 3, [3] * 6, [1, 2, 2, 2, 2, 2], [2] * 5, (32, 64, 128, 256, 320, 320), act_name="leakyrelu")
     tiles = SlidingWindowInferer((128, 128, 128), 1, 0.5, mode="gaussian")
     rows = [
-        Rival("OM-Net", OMNet(class_counts=(4, 4, 2), attention="none"), default),
+        Rival("OM-Net", _like(network, OMNet, attention="none"), default),
+        Rival("MC3, every window", _finding(network, _like(network, ModelCascade, skip=False)), default),
+        Rival("MC3, windows found", _finding(network, _like(network, ModelCascade, skip=True)), default),
         Rival("SegResNet, published window, float32", zoo, window, whole=True),
         Rival("SegResNet, published window, bfloat16", zoo, AutocastInferer(window, fold=False), whole=True),
         Rival("SegResNet, brain's box, bfloat16", zoo, AutocastInferer(SlidingWindowInferer((240, 240, 160), 1, 0))),
@@ -95,6 +100,25 @@ def rivals(default: AutocastInferer) -> list[Rival]:
     for row in rows:
         row.network.eval()
     return rows
+
+
+def _like(network: OMNet, kind: type[nn.Module], **arguments: Any) -> Any:
+    """Make a network of the same channels and classes."""
+    # The last parameter of a level or a head is the bias of its last layer.
+    features, counts = (
+        [len(list(part.parameters())[-1]) for part in parts] for parts in (network.backbone.encoders, network.heads)
+    )
+    return kind(class_counts=counts, features=features, **arguments)
+
+
+def _finding(network: OMNet, cascade: ModelCascade) -> ModelCascade:
+    """Give the coarse task's weights to the cascade's first two networks, whose shapes they have."""
+    coarse = {
+        name: value for name, value in network.state_dict().items() if not name.startswith(("heads.1", "heads.2"))
+    }
+    for single in cascade.networks[:2]:
+        single.load_state_dict(coarse)
+    return cascade
 
 
 class Mirrored(nn.Module):
