@@ -18,10 +18,10 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 # A module imports only what stands before it, reading this table like a page: lower layers, then to its left.
 LAYERS = (
     "regions files",
-    "networks.blocks layouts losses transforms postprocessing loading sampling datalist phantom inferers optimization"
-    " exported distributed metrics summary",
+    "networks.blocks layouts images losses transforms postprocessing loading sampling datalist phantom inferers"
+    " optimization exported distributed metrics summary",
     "networks.nets networks curriculum weights checkpoint",
-    "report results pictures page scoring tracking demo packaging export zoo __main__",
+    "report results pictures page scoring tracking demo packaging export zoo segmentation segment __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]
 FILES = sorted(PACKAGE.rglob("*.py"))
