@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 LAYERS = (
     "regions files",
     "networks.blocks layouts images losses transforms postprocessing loading sampling datalist phantom inferers"
-    " optimization exported distributed metrics summary",
+    " optimization exported distributed metrics measures summary",
     "networks.nets networks curriculum weights checkpoint",
     "report results pictures page scoring tracking demo packaging export zoo segmentation segment __main__",
 )

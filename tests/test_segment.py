@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,9 @@ def test_a_case_becomes_a_label_map_on_its_own_grid_and_a_row(segmented: Path, p
     assert set(np.unique(label.dataobj)) <= {0, 1, 2, 3}
     ((name, row),) = read_table(segmented).items()
     assert (name, row["error"]) == ("phantom_000", "")
+    labels, voxel = np.asarray(label.dataobj), float(np.prod(label.header.get_zooms())) / 1000
+    assert float(row["ml_WT"]) == pytest.approx((labels > 0).sum() * voxel, abs=1e-4)
+    assert float(row["ml_edema"]) == pytest.approx((labels == 2).sum() * voxel, abs=1e-4)
 
 
 def test_every_output_says_that_it_is_for_research_and_not_a_medical_device(segmented: Path) -> None:
@@ -106,6 +110,9 @@ def test_a_scheme_and_the_names_of_a_challenge_are_a_matter_of_two_words(
     label, expected = voxels(tmp_path / "phantom_000.nii.gz"), voxels(segmented / "phantom_000_seg.nii.gz")
     assert [path.name for path in tmp_path.glob("*.nii.gz")] == ["phantom_000.nii.gz"]
     np.testing.assert_array_equal(label, np.where(expected == 3, 4, expected))
+    same = [f"ml_{part}" for part in ("WT", "TC", "ET", "edema", "NCR_NET")]
+    rows = read_table(tmp_path)["phantom_000"], read_table(segmented)["phantom_000"]
+    assert [rows[0][name] for name in same] == [rows[1][name] for name in same]
 
 
 @pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
@@ -235,7 +242,7 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
     assert done.stderr == f"error: 1 of 2 cases failed, see {tmp_path / 'out put' / 'segmentation.csv'}\n"
     first, second = done.stdout.splitlines()[1:3]
     assert first.startswith("[1/2] phantom_000: failed: case phantom_000: ")
-    assert second.startswith("[2/2] phantom_001: segmented in ")
+    assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s$", second)
     assert (tmp_path / "out put" / "phantom_001_seg.nii.gz").is_file()
 
 

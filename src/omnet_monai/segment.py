@@ -20,6 +20,7 @@ from monai.bundle import ConfigWorkflow
 from omnet_monai.demo import bundle_root
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
+from omnet_monai.measures import MEASURES
 from omnet_monai.regions import SCHEMES, SEQUENCES
 from omnet_monai.report import write_csv
 from omnet_monai.sampling import first_cause
@@ -60,8 +61,8 @@ def segment(
     """
     Segment cases, each on the grid of its first sequence. Research use only, not a medical device.
 
-    The output holds a label map per case, ``<case>_seg.nii.gz``, and what came of each in ``segmentation.csv`` and
-    ``segmentation.json``.
+    The output holds a label map per case, ``<case>_seg.nii.gz``, and a row for each, with volumes, numbers of lesions
+    and diameters, in ``segmentation.csv`` and ``segmentation.json``.
 
     Args:
         cases: folders of a case or of many, in any known layout, or 4-D files; label maps beside them are ignored.
@@ -186,8 +187,12 @@ def _sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
         read_record(out / "records" / f"{case['case']}.json") or CaseRecord(case["case"], case["image"], unfinished)
         for case in cases
     ]
-    rows: list[list[str | float]] = [[r.case, r.error, "; ".join(r.warnings), r.seconds, r.notice] for r in records]
-    write_csv(out / "segmentation.csv", ["case", "error", "warnings", "seconds", "notice"], rows)
+    rows: list[list[str | float]] = [
+        [r.case, *(r.measures.get(name, "") for name in MEASURES), r.error, "; ".join(r.warnings), r.seconds, r.notice]
+        for r in records
+    ]
+    header = ["case", *MEASURES, "error", "warnings", "seconds", "notice"]
+    write_csv(out / "segmentation.csv", header, rows)
     content = {"notice": NOTICE, "cases": [asdict(record) for record in records]}
     with whole_file(out / "segmentation.json") as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -12,9 +12,12 @@ from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 
 from omnet_monai.datalist import read_cases
 from omnet_monai.files import whole_file
+from omnet_monai.measures import measure
+from omnet_monai.regions import REGIONS, classes_from_codes
 from omnet_monai.sampling import ReadableCases, first_cause
 
 __all__ = ["NOTICE", "CaseRecord", "RecordHandler", "RecordedCases", "Records", "read_record"]
@@ -35,6 +38,7 @@ class CaseRecord:
         image: its files as they were given.
         error: why there is no label map, empty if there is one.
         warnings: what a reader of the label map should know.
+        measures: volumes, numbers of lesions and diameters, by the names of ``MEASURES``.
         seconds: time since the case before was done, reading included.
         settings: what the label map depends on beside the images.
         notice: terms of use.
@@ -44,6 +48,7 @@ class CaseRecord:
     image: Any
     error: str = ""
     warnings: list[str] = field(default_factory=list)
+    measures: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
     notice: str = NOTICE
@@ -52,7 +57,8 @@ class CaseRecord:
         """Say in a line what came of the case."""
         if self.error:
             return f"failed: {self.error}"
-        return "; ".join([f"segmented in {self.seconds:.0f} s", *(f"warning: {text}" for text in self.warnings)])
+        volumes = ", ".join(f"{region} {self.measures[f'ml_{region}']:.1f} ml" for region in REGIONS)
+        return "; ".join([f"{volumes} in {self.seconds:.0f} s", *(f"warning: {text}" for text in self.warnings)])
 
 
 def read_record(path: Path) -> CaseRecord | None:
@@ -141,14 +147,15 @@ class RecordedCases(ReadableCases):
 
 class RecordHandler:
     """
-    Record each case once its label map is written.
+    Measure and record each case once its label map is written.
 
     Args:
         records: where the records go.
+        scheme: label scheme of the label maps, a key of ``SCHEMES``.
     """
 
-    def __init__(self, records: Records) -> None:
-        self.records = records
+    def __init__(self, records: Records, scheme: str = "brats2023") -> None:
+        self.records, self.scheme = records, scheme
         self.since = time.monotonic()
 
     def attach(self, engine: Engine) -> None:
@@ -162,12 +169,13 @@ class RecordHandler:
         (self.records.current,) = (case for case in self.records.cases if case["case"] == name)
 
     def finish(self, engine: Engine) -> None:
-        """Write the record."""
-        (batch,) = engine.state.batch  # type: ignore[misc]  # decollated
-        now = time.monotonic()
-        case, self.records.current = self.records.current or {}, None
-        self.records.write(case, warnings=json.loads(batch["warnings"]), seconds=now - self.since)
-        self.since = now
+        """Measure the label map and write the record."""
+        (batch,), (output,) = engine.state.batch, engine.state.output  # type: ignore[misc]  # decollated
+        pred = output["pred"]
+        measures = measure(MetaTensor(classes_from_codes(pred.as_tensor(), self.scheme), affine=pred.affine))
+        now, case = time.monotonic(), self.records.current or {}
+        self.records.write(case, warnings=json.loads(batch["warnings"]), measures=measures, seconds=now - self.since)
+        self.since, self.records.current = now, None
 
 
 def _duration(seconds: float) -> str:
