@@ -116,6 +116,25 @@ def test_a_scheme_and_the_names_of_a_challenge_are_a_matter_of_two_words(
 
 
 @pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
+def test_what_the_checks_find_is_a_warning_and_fails_a_case_only_on_request(
+    workers: int, phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    case = copy_case(phantoms, tmp_path)  # of 51 ml at most, and now with T2 and FLAIR exchanged
+    for source, target in (("t2", "other"), ("flair", "t2"), ("other", "flair")):
+        (case / f"phantom_000_{source}.nii.gz").rename(case / f"phantom_000_{target}.nii.gz")
+    rows = run(small_bundle, case, output=tmp_path / "out", workers=workers)
+    expected = (
+        r"brain: \d+ ml are not 0, .*; order: given as t1, t1c, t2, flair the images look like .*, flair, t2, whose"
+    )
+    assert re.match(expected, rows["phantom_000"]["warnings"])
+    assert rows["phantom_000"]["error"] == ""
+    with pytest.raises(ValueError, match="1 of 1 cases failed"):
+        run(small_bundle, case, output=tmp_path / "out", workers=workers, strict=True)
+    assert re.match(expected, read_table(tmp_path / "out")["phantom_000"]["error"])
+    assert not (tmp_path / "out" / "phantom_000_seg.nii.gz").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
 def test_a_batch_goes_on_when_cases_fail_and_says_which_and_why(
     workers: int, phantoms: Path, small_bundle: Path, tmp_path: Path
 ) -> None:
@@ -242,7 +261,7 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
     assert done.stderr == f"error: 1 of 2 cases failed, see {tmp_path / 'out put' / 'segmentation.csv'}\n"
     first, second = done.stdout.splitlines()[1:3]
     assert first.startswith("[1/2] phantom_000: failed: case phantom_000: ")
-    assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s$", second)
+    assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s; warning: brain: ", second)
     assert (tmp_path / "out put" / "phantom_001_seg.nii.gz").is_file()
 
 

@@ -54,6 +54,7 @@ def segment(
     accurate: bool = False,
     device: str | None = None,
     workers: int = 0,
+    strict: bool = False,
     resume: bool = False,
     bundle: str = "",
     **overrides: Any,
@@ -78,6 +79,7 @@ def segment(
         accurate: windows that overlap by five eighths, where the default is a half.
         device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU where there is none.
         workers: processes that read cases ahead.
+        strict: take a case for failed if its images give anything to warn of, such as a wrong order of sequences.
         resume: leave out cases that an earlier run with the same settings has finished.
         bundle: root of the bundle, by default the one beside this package.
         overrides: ids of inference.json to override, such as ``checkpoint_path``.
@@ -89,6 +91,7 @@ def segment(
     settings = {
         **_preset(fast, accurate),
         "label_scheme": _one_of("scheme", scheme, SCHEMES),
+        "strict": strict,
         "output_postfix": POSTFIXES[_one_of("naming", naming, POSTFIXES)],
         **overrides,
     }

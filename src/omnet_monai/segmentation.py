@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from monai.transforms import Compose
 
+from omnet_monai.checks import check_image
 from omnet_monai.datalist import read_cases
 from omnet_monai.files import whole_file
 from omnet_monai.measures import measure
@@ -120,25 +121,29 @@ class Records:
 
 class RecordedCases(ReadableCases):
     """
-    The cases that are left to segment, each read and prepared; of one that cannot be read the record says why.
+    The cases that are left to segment, each read, checked and prepared; of one that cannot be read the record says why.
 
     Args:
         records: where the cases come from and the failures go.
-        transform: what reads and prepares a case.
+        transform: what prepares a case; the first transform reads it.
+        strict: take a case for failed if there is anything to warn of.
     """
 
-    def __init__(self, records: Records, transform: Callable[[Any], Any]) -> None:
+    def __init__(self, records: Records, transform: Compose, strict: bool = False) -> None:
         super().__init__(records.left(), self.read)
-        self.records, self.preprocessing = records, transform
+        self.records, self.preprocessing, self.strict = records, transform, strict
 
     def read(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Read and prepare one case; what is warned of meanwhile goes along under "warnings", a list as JSON."""
+        """Read, check and prepare one case; what there is to warn of goes along under "warnings", a list as JSON."""
         if case.get("problems"):
             raise ValueError(case["problems"])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            data = self.preprocessing(case)
-        return data | {"warnings": json.dumps([str(warning.message) for warning in caught])}
+            data: dict[str, Any] = self.preprocessing(case, end=1)
+        found = [f"files: {warning.message}" for warning in caught] + check_image(data["image"])
+        if found and self.strict:
+            raise ValueError("; ".join(found))
+        return {**self.preprocessing(data, start=1), "warnings": json.dumps(found)}
 
     def leave_out(self, case: dict[str, Any], error: BaseException) -> None:
         """Record why a case could not be read."""
