@@ -25,6 +25,7 @@ STACKS = {
     "inference": ["inference.json"],
     "inference_exported": ["inference.json", "inference_exported.json"],
     "inference_trt": ["inference.json", "inference_trt.json"],
+    "segment": ["inference.json", "segment.json"],
     "paper": ["train.json", "paper.json"],
     "demo": ["train.json", "demo.json"],
     "multi_gpu_train": ["train.json", "multi_gpu_train.json"],

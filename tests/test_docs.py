@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from monai.utils import optional_import
 
@@ -67,6 +69,27 @@ def test_every_command_of_the_page_on_own_cases_runs_in_its_order(bundle: Path) 
     assert len(list((bundle / "segmented").glob("*_seg.nii.gz"))) == 4
 
 
+def test_every_command_of_the_page_on_segmenting_runs(small_bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms / "phantom_000", tmp_path / "CASES" / "phantom_000")
+    files = [phantoms / "phantom_001" / f"phantom_001_{name}.nii.gz" for name in ("t1", "t1ce", "t2", "flair")]
+    stacked = np.stack([np.asarray(nib.load(file).dataobj) for file in files], axis=-1)
+    nib.save(nib.Nifti1Image(stacked, nib.load(files[0]).affine), tmp_path / "stacked.nii.gz")
+    names = {"CASE_T1C": files[1], "CASE_T1": files[0], "CASE_T2": files[2], "CASE_FLAIR": files[3]}
+    names["FOUR_CHANNELS"] = tmp_path / "stacked.nii.gz"
+    for command in commands(ROOT / "bundle" / "docs" / "segment.md"):
+        words = [str(names.get(word, word)) for word in shlex.split(command)[1:]]
+        done = subprocess.run(
+            [sys.executable, *words, "--bundle", str(small_bundle)],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    for output in ("segmented", "loose", "stacked"):
+        assert len(list((tmp_path / output).glob("*_seg.nii.gz"))) == 1, output
+
+
 def test_every_file_and_config_that_the_pages_name_exists() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "bundle" / "docs").glob("*.md")):
         text = page.read_text()
@@ -74,6 +97,6 @@ def test_every_file_and_config_that_the_pages_name_exists() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
         for name in re.findall(r"`(\w+\.json)`", text):
             assert (
-                name in ("datalist.json", "split.json", "datastore_v2.json")
+                name in ("datalist.json", "split.json", "datastore_v2.json", "segmentation.json")
                 or (ROOT / "bundle" / "configs" / name).is_file()
             ), name

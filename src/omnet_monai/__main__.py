@@ -14,6 +14,7 @@ from omnet_monai.export import export
 from omnet_monai.packaging import package
 from omnet_monai.phantom import write_phantoms
 from omnet_monai.scoring import score
+from omnet_monai.segment import segment
 from omnet_monai.zoo import check
 
 
@@ -26,13 +27,16 @@ def phantom(directory: str, cases: int = 8, seed: int = 0, size: tuple[int, int,
 def main() -> None:
     """Run one verb; an error of the user's is one line on stderr and exit status 1."""
     try:
-        verbs = (benchmark, check, datalist, demo, export, package, phantom, score)
+        verbs = (benchmark, check, datalist, demo, export, package, phantom, score, segment)
         fire.Fire({verb.__name__: verb for verb in verbs}, name="python -m omnet_monai")
     except (ImportError, ValueError, OSError) as error:
         if os.environ.get("OMNET_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,9 @@ def _label_names(cases: list[dict[str, Any]]) -> dict[str, str]:
 def _with_paths(case: dict[str, Any], base: Path, absolute: bool = False) -> dict[str, Any]:
     """Make the paths of an entry absolute, or relative to a folder where they are below it."""
 
-    def convert(file: str) -> str:
+    def convert(file: str | None) -> str | None:
+        if file is None:  # a sequence that is missing
+            return None
         # abspath follows no link: the file a link leads to may have a name that tells nothing.
         path = Path(os.path.abspath(base / file if absolute else file))
         return str(path) if absolute or not path.is_relative_to(base) else path.relative_to(base).as_posix()

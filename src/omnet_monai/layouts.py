@@ -12,18 +12,8 @@ from typing import Any, NamedTuple
 
 from omnet_monai.regions import SCHEMES, SEQUENCES
 
-__all__ = [
-    "EXTENSIONS",
-    "LAYOUTS",
-    "Layout",
-    "NameParts",
-    "find_cases",
-    "case_name",
-    "find_case",
-    "missing_or_twice",
-    "name_parts",
-    "stem",
-]
+__all__ = ["EXTENSIONS", "LAYOUTS", "Layout", "NameParts", "case_name", "find_case", "find_cases"]
+__all__ += ["missing_or_twice", "name_parts", "stem"]
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha")
 BARE = "a folder per case (t1 t1c t2 flair seg, or the other names above)"
@@ -119,18 +109,21 @@ def name_parts(file: str | Path) -> NameParts | None:
     return None
 
 
-def find_cases(directory: str | Path, scheme: str | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+def find_cases(
+    directory: str | Path, scheme: str | None = None, partial: bool = False
+) -> tuple[list[dict[str, Any]], list[str]]:
     """
     Find the cases below a directory.
 
     Args:
         directory: where to look, with all its subfolders.
         scheme: label scheme of every case; ``None`` for that of each case's layout.
+        partial: return incomplete cases too, with ``None`` for a missing sequence and what is wrong as ``"problems"``.
 
     Returns:
         The complete cases, sorted by name, each ``{"case", "patient", "image", "label", "scheme"}`` with ``image`` a
         list of files in the order of ``SEQUENCES``, or one 4-D file beside its ``"order"``, and without ``label`` if
-        there is none; and one message per incomplete case.
+        there is none; and one message per case that is left out.
 
     Raises:
         ValueError: for an unknown scheme, or if no file follows a known layout.
@@ -148,11 +141,12 @@ def find_cases(directory: str | Path, scheme: str | None = None) -> tuple[list[d
         problems = missing_or_twice(files, ("image",) if LAYOUTS[group.layout].order else SEQUENCES)
         prefix, patient = _prefix(group, directory), _patient(group)
         name = f"{prefix}{group.case}" if folders[group.case] > 1 else group.case
-        if problems:
+        if problems and (not partial or set(files) <= {"label"}):
             messages.append(f"case {name} in {group.folder}: {problems}")
             continue
         # All scans of a patient get the prefix if one does: they stay together.
         entry = {"case": name, "patient": f"{prefix}{patient}" if patient in patients else patient}
+        entry |= {"problems": problems} if problems else {}
         cases.append(entry | _files(group, files) | {"scheme": scheme or _scheme(group, files)})
     return cases, messages
 
@@ -247,4 +241,4 @@ def _files(group: NameParts, files: dict[str, list[Path]]) -> dict[str, Any]:
     label = {"label": str(files["label"][0])} if "label" in files else {}
     if order:
         return {"image": str(files["image"][0]), "order": list(order)} | label
-    return {"image": [str(files[sequence][0]) for sequence in SEQUENCES]} | label
+    return {"image": [str(files[part][0]) if part in files else None for part in SEQUENCES]} | label

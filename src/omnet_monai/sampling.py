@@ -14,7 +14,7 @@ from monai.data import IterableDataset
 from monai.transforms import Compose
 from torch.utils.data import Dataset, get_worker_info
 
-__all__ = ["EpochDataset", "EpochSeedHandler", "ReadableCases"]
+__all__ = ["EpochDataset", "EpochSeedHandler", "ReadableCases", "first_cause"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,12 +108,17 @@ class ReadableCases(IterableDataset):
             try:
                 yield self.prepare(case)
             except (ValueError, OSError, RuntimeError) as error:  # MONAI makes a RuntimeError of a transform's error
-                logger.error(f"left out: {_first_cause(error)}")
+                self.leave_out(case, first_cause(error))
+
+    def leave_out(self, case: Any, error: BaseException) -> None:
+        """Log why a case could not be read; subclasses may do more."""
+        logger.error(f"left out: {error}")
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return the error inside the RuntimeErrors that MONAI's transforms, engines and configs wrap around it."""
+    return first_cause(error.__cause__) if type(error) is RuntimeError and error.__cause__ else error
 
 
 def _derive(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    return error if error.__cause__ is None else _first_cause(error.__cause__)

@@ -37,6 +37,9 @@ __all__ = [
 TRIALS = 50
 """How often a voxel is drawn in the hope of brain before all of the volume is read to find some."""
 
+DESCRIPTION = "OM-Net: research use only, not a medical device; weights non-commercial"
+"""In the header of every file written, which has room for 79 characters."""
+
 
 class RandCropByTaskd(Randomizable):
     """
@@ -210,6 +213,13 @@ class LabelMapWriter(NibabelWriter):
     ) -> tuple[NdarrayOrTensor, NdarrayOrTensor | None]:
         """Leave the label map on the grid it is on."""
         return data_array, affine
+
+    @classmethod
+    def create_backend_obj(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make the image, with the terms of use in its header."""
+        image = super().create_backend_obj(*args, **kwargs)
+        image.header["descrip"] = DESCRIPTION
+        return image
 
     def write(self, filename: PathLike, *args: Any, **kwargs: Any) -> None:
         """Write the file whole or not at all."""

@@ -1,0 +1,112 @@
+"""What should be looked at before the images of a case are segmented, each finding with the number that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+from monai.data import MetaTensor
+
+from omnet_monai.regions import BACKGROUND, SEQUENCES
+from omnet_monai.sequence_order import MARGIN, likely_order
+
+__all__ = ["check_image"]
+
+# All limits are ours. BraTS images have 1 mm, brains of 1.2 to 1.7 l, masks that agree to a Dice of 0.99 and more, and
+# up to 0.2 % negative voxels from resampling.
+SPACING = (0.5, 2.0)  # mm
+EXTENT = 500.0  # mm
+BRAIN = (600.0, 2200.0)  # ml
+CUT = 0.1  # share of a side of the volume
+OVERLAP = 0.95  # Dice
+NEGATIVE = 0.005  # share of the brain
+LEVELS = 64  # different intensities
+LOOKED_AT = 200_000  # voxels
+
+
+def check_image(image: MetaTensor) -> list[str]:
+    """
+    Check the four sequences of a case as they were read.
+
+    Args:
+        image: the sequences in the order of ``SEQUENCES``, background 0, shape ``(4, H, W, D)``.
+
+    Returns:
+        Findings, each ``"what: text with the number"``: spacing, brain, cropped, registration, normalized, negative,
+        levels and order. None of them is certain, and nothing found is no proof that all is well.
+
+    Raises:
+        ValueError: if no voxel is brain in all sequences, or the brain measures more than half a meter.
+    """
+    volumes = np.asarray(image)
+    masks = volumes != BACKGROUND
+    brain = masks.any(0)
+    if not masks.all(0).any():
+        raise ValueError("brain: a voxel must be other than 0 in all four sequences, got none")
+    spacing = [float(size) for size in image.pixdim]
+    sides = [int(np.ptp(np.flatnonzero(brain.any(axes)))) + 1 for axes in ((1, 2), (0, 2), (0, 1))]
+    extent = max(side * size for side, size in zip(sides, spacing, strict=True))
+    if extent > EXTENT:
+        raise ValueError(f"brain: it must measure at most {EXTENT:.0f} mm, got {extent:.0f} mm: is the spacing in mm?")
+    voxel = abs(float(np.linalg.det(image.affine.numpy()[:3, :3]))) / 1000
+    volume = float(brain.sum() * voxel)
+    return [
+        *_check_space(brain, spacing, volume),
+        *_check_registration(masks),
+        *(text for name, volume in zip(SEQUENCES, volumes, strict=True) for text in _check_intensities(name, volume)),
+        *(_check_order(volumes) if volume <= BRAIN[1] else ()),  # skull and background look like no sequence
+    ]
+
+
+def _check_space(brain: np.ndarray, spacing: list[float], volume: float) -> Iterator[str]:
+    if min(spacing) < SPACING[0] or max(spacing) > SPACING[1]:
+        sizes = " x ".join(f"{size:.2f}" for size in spacing)
+        yield f"spacing: {sizes} mm is far from 1 mm; the images are resampled, fine structures may be lost"
+    if volume > BRAIN[1]:
+        yield f"brain: {volume:.0f} ml are not 0, a brain has less; is the skull stripped and the background 0?"
+        return
+    if volume < BRAIN[0]:
+        yield f"brain: {volume:.0f} ml are not 0, an adult's brain has more"
+    shares = [np.take(brain, side, axis).mean() for axis in range(3) for side in (0, -1)]
+    if max(shares) > CUT:
+        yield f"cropped: {max(shares):.0%} of a side of the volume are brain; it may have been cut off there"
+
+
+def _check_registration(masks: np.ndarray) -> Iterator[str]:
+    sizes = masks.sum((1, 2, 3))
+    pairs = {
+        (a, b): 2 * np.count_nonzero(masks[a] & masks[b]) / (sizes[a] + sizes[b])
+        for a, b in combinations(range(len(masks)), 2)
+    }
+    (a, b), dice = min(pairs.items(), key=lambda item: item[1])
+    if dice < OVERLAP:
+        names = f"{SEQUENCES[a]} and {SEQUENCES[b]}"
+        yield f"registration: what is not 0 in {names} overlaps with a Dice of {dice:.2f}; are they co-registered?"
+
+
+def _check_intensities(name: str, volume: np.ndarray) -> Iterator[str]:
+    values = volume[volume != BACKGROUND]
+    values = values[:: max(len(values) // LOOKED_AT, 1)]
+    negative, mean, std = float((values < 0).mean()), float(values.mean()), float(values.std())
+    if values.max() <= 1 and not negative:
+        yield f"normalized: {name} has a maximum of {values.max():.2f}, it seems scaled to [0, 1]"
+    elif negative > NEGATIVE and abs(mean) < 0.3 and 0.5 < std < 2:
+        yield f"normalized: {name} has mean {mean:.2f} and standard deviation {std:.2f}, it seems to be z-scores"
+    elif negative > NEGATIVE:
+        yield f"negative: {negative:.1%} of {name} are below 0, magnitudes never are"
+    levels = len(np.unique(values))
+    if levels < LEVELS:
+        yield f"levels: {name} has {levels} different intensities; was it rounded after scaling?"
+
+
+def _check_order(volumes: np.ndarray) -> Iterator[str]:
+    try:
+        order, margin = likely_order(volumes)
+    except ValueError:  # too few voxels to tell
+        return
+    if margin > MARGIN:
+        yield (
+            f"order: given as {', '.join(SEQUENCES)} the images look like {', '.join(order)}, whose score is higher by"
+            f" {margin:.2f}; a wrong order gives a wrong result without an error"
+        )

@@ -1,0 +1,202 @@
+"""Segment the cases a person has: find them, run the bundle's inference workflow on them, sum up what came of each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from fire.decorators import SetParseFn
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigWorkflow
+
+from omnet_monai.demo import bundle_root
+from omnet_monai.files import whole_file
+from omnet_monai.images import find_images
+from omnet_monai.measures import MEASURES
+from omnet_monai.regions import SCHEMES, SEQUENCES
+from omnet_monai.report import write_csv
+from omnet_monai.sampling import first_cause
+from omnet_monai.segmentation import NOTICE, CaseRecord, Records, read_record
+
+__all__ = ["segment"]
+
+POSTFIXES = {"bundle": "seg", "brats": ""}
+"""What each ``--naming`` appends to a case's name."""
+
+PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "accurate": {"overlap": 0.625}}
+
+
+def _path_or_value(text: str) -> Any:
+    """Read a word of the command line: a path that exists is one, though it be called 2023 or "a,b"."""
+    return text if os.path.exists(text) else DefaultParseValue(text)
+
+
+@SetParseFn(_path_or_value)
+def segment(
+    *cases: str,
+    output: str,
+    t1: str | None = None,
+    t1c: str | None = None,
+    t2: str | None = None,
+    flair: str | None = None,
+    order: Sequence[str] | str | None = None,
+    scheme: str = "brats2023",
+    naming: str = "bundle",
+    fast: bool = False,
+    accurate: bool = False,
+    device: str | None = None,
+    workers: int = 0,
+    strict: bool = False,
+    resume: bool = False,
+    bundle: str = "",
+    **overrides: Any,
+) -> None:
+    """
+    Segment cases, each on the grid of its first sequence. Research use only, not a medical device.
+
+    The output holds a label map per case, ``<case>_seg.nii.gz``, and a row for each, with volumes, numbers of lesions
+    and diameters, in ``segmentation.csv`` and ``segmentation.json``.
+
+    Args:
+        cases: folders of a case or of many, in any known layout, or 4-D files; label maps beside them are ignored.
+        output: folder for the results.
+        t1: file of the T1 of a single case, which goes with the next three.
+        t1c: file of its contrast-enhanced T1.
+        t2: file of its T2.
+        flair: file of its FLAIR.
+        order: the channels of 4-D files, such as ``flair,t1,t1c,t2``; needed where no layout tells it.
+        scheme: label scheme of the codes to write, brats2015, brats2017, brats2023 or msd.
+        naming: "bundle" for ``<case>_seg.nii.gz``, "brats" for ``<case>.nii.gz`` as challenges take it.
+        fast: windows that overlap by a quarter.
+        accurate: windows that overlap by five eighths, where the default is a half.
+        device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU where there is none.
+        workers: processes that read cases ahead.
+        strict: take a case for failed if its images give anything to warn of, such as a wrong order of sequences.
+        resume: leave out cases that an earlier run with the same settings has finished.
+        bundle: root of the bundle, by default the one beside this package.
+        overrides: ids of inference.json to override, such as ``checkpoint_path``.
+
+    Raises:
+        ValueError: for arguments that fit no case, and if a case failed, after all others were segmented.
+    """
+    root, out = bundle_root(bundle), Path(os.path.abspath(output))
+    settings = {
+        **_preset(fast, accurate),
+        "label_scheme": _one_of("scheme", scheme, SCHEMES),
+        "strict": strict,
+        "output_postfix": POSTFIXES[_one_of("naming", naming, POSTFIXES)],
+        **overrides,
+    }
+    places = {"output_dir": str(out), "num_workers": workers, **({"device": _device(device)} if device else {})}
+    single = {sequence: file for sequence, file in zip(SEQUENCES, (t1, t1c, t2, flair), strict=True) if file}
+    found = find_images([str(case) for case in cases], single, order)
+    _prepare(out, found, settings, resume)
+    print(NOTICE)
+    try:
+        with _quiet():
+            _run_all(root, out, settings | places)
+    finally:
+        failed = _sum_up(out, found)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(found)} cases failed, see {out / 'segmentation.csv'}")
+
+
+def _preset(fast: bool, accurate: bool) -> dict[str, Any]:
+    if fast and accurate:
+        raise ValueError("--fast and --accurate exclude each other, got both")
+    return PRESETS["fast"] if fast else PRESETS["accurate"] if accurate else {}
+
+
+def _one_of(name: str, value: str, known: Any) -> str:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    return value
+
+
+def _device(name: str) -> str:
+    """Return the expression of a device that this machine has."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be one that torch finds here, got {name!r}: {error}".splitlines()[0]) from error
+    return f"$torch.device({name!r})"
+
+
+def _prepare(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any], resume: bool) -> None:
+    """Clear the output of the cases that are not finished, and write their datalist."""
+    settings = json.loads(json.dumps(settings))
+    left = []
+    for case in cases:
+        record, label_map = out / "records" / f"{case['case']}.json", _label_map(out, case["case"], settings)
+        earlier = read_record(record) if resume and label_map.is_file() else None
+        if earlier is None or earlier.error or (earlier.image, earlier.settings) != (case["image"], settings):
+            record.unlink(missing_ok=True)
+            label_map.unlink(missing_ok=True)
+            left.append(case)
+    content = {"name": out.name, "description": NOTICE, "settings": settings, "test": left}
+    with whole_file(out / "datalist.json") as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _label_map(out: Path, case: str, settings: dict[str, Any]) -> Path:
+    return out / f"{'_'.join(filter(None, [case, settings['output_postfix']]))}.nii.gz"
+
+
+def _run_all(root: Path, out: Path, overrides: dict[str, Any]) -> None:
+    """Run the inference workflow; when a case makes it fail, record that and run it again on those behind."""
+    configs = root / "configs"
+    files = [str(configs / name) for name in ("inference.json", "segment.json")]
+    overrides = {"bundle_root": str(root), "meta_file": str(configs / "metadata.json"), **overrides}
+    while (records := Records(out / "datalist.json")).left():
+        workflow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **overrides)
+        try:
+            workflow.initialize()
+            workflow.run()
+        except Exception as error:
+            case = workflow.parser.get_parsed_content("records").current
+            if case is None:
+                raise first_cause(error) from error
+            records.fail(case, error)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what libraries log and warn of, errors of a case among it: its record says what a user needs."""
+    if os.environ.get("OMNET_DEBUG"):
+        yield
+        return
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+def _sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
+    """Write the table of all cases, and return the names of those that failed."""
+    unfinished = "not segmented: the run ended before"
+    records = [
+        read_record(out / "records" / f"{case['case']}.json") or CaseRecord(case["case"], case["image"], unfinished)
+        for case in cases
+    ]
+    rows: list[list[str | float]] = [
+        [r.case, *(r.measures.get(name, "") for name in MEASURES), r.error, "; ".join(r.warnings), r.seconds, r.notice]
+        for r in records
+    ]
+    header = ["case", *MEASURES, "error", "warnings", "seconds", "notice"]
+    write_csv(out / "segmentation.csv", header, rows)
+    content = {"notice": NOTICE, "cases": [asdict(record) for record in records]}
+    with whole_file(out / "segmentation.json") as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return [record.case for record in records if record.error]

@@ -1,0 +1,304 @@
+"""Cases segmented from the command line: what is written, what fails alone, what is taken up again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from omnet_monai.files import whole_file
+from omnet_monai.images import find_images
+from omnet_monai.segment import segment
+
+NAMES = ("t1", "t1ce", "t2", "flair")
+
+
+def run(bundle: Path, *cases: Path, output: Path, **settings: Any) -> dict[str, dict[str, str]]:
+    """Segment with a small network, and return the rows of the table by case."""
+    try:
+        segment(*map(str, cases), output=str(output), bundle=str(bundle), **settings)
+    finally:
+        rows = read_table(output)
+    return rows
+
+
+def read_table(output: Path) -> dict[str, dict[str, str]]:
+    with open(output / "segmentation.csv", newline="", encoding="utf-8") as file:
+        return {row["case"]: row for row in csv.DictReader(file)}
+
+
+def copy_case(phantoms: Path, folder: Path, number: int = 0) -> Path:
+    """Copy a generated case and return its folder."""
+    return Path(shutil.copytree(phantoms / f"phantom_{number:03}", folder / f"phantom_{number:03}"))
+
+
+def one_file(phantoms: Path, path: Path, order: tuple[int, ...]) -> Path:
+    """Write a generated case as one 4-D file whose channels are the given sequences."""
+    files = [phantoms / "phantom_000" / f"phantom_000_{NAMES[channel]}.nii.gz" for channel in order]
+    images = [nib.load(file) for file in files]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    volume = np.stack([np.asarray(image.dataobj) for image in images], axis=-1)
+    nib.save(nib.Nifti1Image(volume, images[0].affine), path)
+    return path
+
+
+def voxels(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+@pytest.fixture(scope="module")
+def segmented(phantoms: Path, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of one case."""
+    folder = tmp_path_factory.mktemp("segmented")
+    run(small_bundle, phantoms / "phantom_000", output=folder)
+    return folder
+
+
+def test_a_case_becomes_a_label_map_on_its_own_grid_and_a_row(segmented: Path, phantoms: Path) -> None:
+    image = nib.load(phantoms / "phantom_000" / "phantom_000_t1.nii.gz")
+    label = nib.load(segmented / "phantom_000_seg.nii.gz")
+    assert label.shape == image.shape
+    np.testing.assert_allclose(label.affine, image.affine)
+    assert set(np.unique(label.dataobj)) <= {0, 1, 2, 3}
+    ((name, row),) = read_table(segmented).items()
+    assert (name, row["error"]) == ("phantom_000", "")
+    labels, voxel = np.asarray(label.dataobj), float(np.prod(label.header.get_zooms())) / 1000
+    assert float(row["ml_WT"]) == pytest.approx((labels > 0).sum() * voxel, abs=1e-4)
+    assert float(row["ml_edema"]) == pytest.approx((labels == 2).sum() * voxel, abs=1e-4)
+
+
+def test_every_output_says_that_it_is_for_research_and_not_a_medical_device(segmented: Path) -> None:
+    words = ("research use only", "not a medical device", "non-commercial")
+    texts = [path.read_text().lower() for path in segmented.rglob("*") if path.suffix in (".csv", ".json", ".html")]
+    texts.append(nib.load(segmented / "phantom_000_seg.nii.gz").header["descrip"].item().decode().lower())
+    assert len(texts) >= 4
+    for text in texts:
+        assert [word in text for word in words] == [True] * 3, text
+
+
+def test_four_files_a_folder_and_one_4d_file_give_the_same_label_map(
+    segmented: Path, phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    expected = voxels(segmented / "phantom_000_seg.nii.gz")
+    files = {
+        sequence: str(
+            shutil.copy(phantoms / "phantom_000" / f"phantom_000_{name}.nii.gz", tmp_path / f"p {name}.nii.gz")
+        )
+        for sequence, name in zip(("t1", "t1c", "t2", "flair"), NAMES, strict=True)
+    }
+    run(small_bundle, output=tmp_path / "four", **files)
+    stacked = one_file(phantoms, tmp_path / "Müller 1.nii.gz", (3, 0, 1, 2))
+    run(small_bundle, stacked, output=tmp_path / "Größe und so", order="flair,t1,t1c,t2")
+    np.testing.assert_array_equal(voxels(tmp_path / "four" / "p_seg.nii.gz"), expected)
+    np.testing.assert_array_equal(voxels(tmp_path / "Größe und so" / "Müller 1_seg.nii.gz"), expected)
+
+
+def test_a_scheme_and_the_names_of_a_challenge_are_a_matter_of_two_words(
+    segmented: Path, phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    run(small_bundle, phantoms / "phantom_000", output=tmp_path, scheme="brats2017", naming="brats")
+    label, expected = voxels(tmp_path / "phantom_000.nii.gz"), voxels(segmented / "phantom_000_seg.nii.gz")
+    assert [path.name for path in tmp_path.glob("*.nii.gz")] == ["phantom_000.nii.gz"]
+    np.testing.assert_array_equal(label, np.where(expected == 3, 4, expected))
+    same = [f"ml_{part}" for part in ("WT", "TC", "ET", "edema", "NCR_NET")]
+    rows = read_table(tmp_path)["phantom_000"], read_table(segmented)["phantom_000"]
+    assert [rows[0][name] for name in same] == [rows[1][name] for name in same]
+
+
+@pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
+def test_what_the_checks_find_is_a_warning_and_fails_a_case_only_on_request(
+    workers: int, phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    case = copy_case(phantoms, tmp_path)  # of 51 ml at most, and now with T2 and FLAIR exchanged
+    for source, target in (("t2", "other"), ("flair", "t2"), ("other", "flair")):
+        (case / f"phantom_000_{source}.nii.gz").rename(case / f"phantom_000_{target}.nii.gz")
+    rows = run(small_bundle, case, output=tmp_path / "out", workers=workers)
+    expected = (
+        r"brain: \d+ ml are not 0, .*; order: given as t1, t1c, t2, flair the images look like .*, flair, t2, whose"
+    )
+    assert re.match(expected, rows["phantom_000"]["warnings"])
+    assert rows["phantom_000"]["error"] == ""
+    with pytest.raises(ValueError, match="1 of 1 cases failed"):
+        run(small_bundle, case, output=tmp_path / "out", workers=workers, strict=True)
+    assert re.match(expected, read_table(tmp_path / "out")["phantom_000"]["error"])
+    assert not (tmp_path / "out" / "phantom_000_seg.nii.gz").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
+def test_a_batch_goes_on_when_cases_fail_and_says_which_and_why(
+    workers: int, phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    cases = tmp_path / "cases"
+    for number in range(3):
+        copy_case(phantoms, cases, number)
+    (cases / "phantom_000" / "phantom_000_t2.nii.gz").unlink()
+    (cases / "phantom_001" / "phantom_001_flair.nii.gz").write_bytes(b"torn")
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"2 of 3 cases failed, see .*segmentation\.csv"):
+        run(small_bundle, cases, output=out, workers=workers)
+    errors = {case: row["error"] for case, row in read_table(out).items()}
+    assert errors["phantom_000"] == "missing t2"
+    assert "phantom_001_flair.nii.gz: file must be readable" in errors["phantom_001"]
+    assert errors["phantom_002"] == ""
+    assert [path.name for path in out.glob("*.nii.gz")] == ["phantom_002_seg.nii.gz"]
+
+
+def test_a_case_that_fails_in_the_network_or_behind_it_fails_alone(
+    phantoms: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from omnet_monai.transforms import LabelMapWriter
+
+    write = LabelMapWriter.write
+
+    def full_disk(self: LabelMapWriter, filename: str, *args: Any, **kwargs: Any) -> None:
+        if "phantom_001" in str(filename):
+            raise OSError("no space left on device")
+        write(self, filename, *args, **kwargs)
+
+    monkeypatch.setattr(LabelMapWriter, "write", full_disk)
+    with pytest.raises(ValueError, match="1 of 4 cases failed"):
+        run(small_bundle, phantoms, output=tmp_path)
+    errors = {case: row["error"] for case, row in read_table(tmp_path).items()}
+    assert errors == {"phantom_001": "OSError: no space left on device"} | {f"phantom_00{n}": "" for n in (0, 2, 3)}
+
+
+def test_a_run_is_taken_up_where_it_ended_and_its_table_is_of_all_cases(
+    phantoms: Path, small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(small_bundle, phantoms / "phantom_000", output=tmp_path)
+    run(small_bundle, phantoms / "phantom_001", output=tmp_path)
+    (tmp_path / "phantom_001_seg.nii.gz").unlink()
+    first = (tmp_path / "phantom_000_seg.nii.gz").stat().st_mtime_ns
+    capsys.readouterr()
+    two = [phantoms / "phantom_000", phantoms / "phantom_001"]
+    assert sorted(run(small_bundle, *two, output=tmp_path, resume=True)) == ["phantom_000", "phantom_001"]
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line[0] == "["] == [
+        "[1/1] phantom_001"
+    ]
+    assert (tmp_path / "phantom_000_seg.nii.gz").stat().st_mtime_ns == first
+    run(small_bundle, *two, output=tmp_path, resume=True, scheme="brats2017")  # other settings: nothing is kept
+    assert (tmp_path / "phantom_000_seg.nii.gz").stat().st_mtime_ns > first
+
+
+def test_an_interrupt_leaves_no_half_written_file_and_a_table_of_what_is_done(
+    phantoms: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from omnet_monai import transforms
+
+    def interrupted(path: Path) -> Any:
+        if "phantom_001" in str(path):
+            raise KeyboardInterrupt
+        return whole_file(path)
+
+    monkeypatch.setattr(transforms, "whole_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(small_bundle, phantoms / "phantom_000", phantoms / "phantom_001", output=tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.nii.gz")] == ["phantom_000_seg.nii.gz"]
+    assert not [path for path in tmp_path.rglob(".*")]
+    assert read_table(tmp_path)["phantom_001"]["error"] == "not segmented: the run ended before"
+
+
+def test_inputs_are_left_as_they_are_though_they_cannot_be_written(
+    phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    case = copy_case(phantoms, tmp_path / "read only")
+    before = {path.name: path.stat().st_mtime_ns for path in case.iterdir()}
+    for path in (*case.iterdir(), case, case.parent):
+        path.chmod(0o555)
+    run(small_bundle, case.parent, output=tmp_path / "out")
+    assert {path.name: path.stat().st_mtime_ns for path in case.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scheme": "brats2016"}, "scheme must be one of brats2015, .*got 'brats2016'"),
+        ({"naming": "nnunet"}, "naming must be one of bundle, brats, got 'nnunet'"),
+        ({"fast": True, "accurate": True}, "exclude each other"),
+        ({"device": "cuda:99"}, "device must be one that torch finds here, got 'cuda:99'"),
+        ({"order": "t1,t2"}, "order must be a permutation of t1,t1c,t2,flair, got t1,t2"),
+        ({"bundle": "nowhere"}, r"the bundle must hold configs/train\.json, got nowhere; name it with --bundle"),
+    ],
+    ids=["scheme", "naming", "presets", "device", "order", "bundle"],
+)
+def test_an_argument_that_cannot_be_is_refused_before_anything_is_written(
+    settings: dict[str, Any], message: str, phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        segment(str(phantoms), output=str(tmp_path / "out"), **{"bundle": str(small_bundle), **settings})
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_network_are_the_fault_of_no_case(
+    phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="belong to another network"):
+        run(small_bundle, phantoms, output=tmp_path, **{"network_def#features": [4, 4, 4, 4]})
+
+
+def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_case_failed(
+    phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    copy_case(phantoms, tmp_path / "2023")
+    (tmp_path / "2023" / "phantom_000" / "phantom_000_t2.nii.gz").write_bytes(b"")
+    copy_case(phantoms, tmp_path / "a,b", 1)
+    words = [sys.executable, "-m", "omnet_monai", "segment", "2023", "a,b", "--output", "out put"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*words, "--bundle", str(small_bundle)], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"error: 1 of 2 cases failed, see {tmp_path / 'out put' / 'segmentation.csv'}\n"
+    first, second = done.stdout.splitlines()[1:3]
+    assert first.startswith("[1/2] phantom_000: failed: case phantom_000: ")
+    assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s; warning: brain: ", second)
+    assert (tmp_path / "out put" / "phantom_001_seg.nii.gz").is_file()
+
+
+def test_images_are_found_in_every_form_and_label_maps_left_aside(phantoms: Path, tmp_path: Path) -> None:
+    case = copy_case(phantoms, tmp_path)
+    shutil.copy(case / "phantom_000_seg.nii.gz", tmp_path / "other_seg.nii.gz")
+    files = [str(case / f"phantom_000_{name}.nii.gz") for name in NAMES]
+    assert find_images([str(case)]) == find_images([str(tmp_path)]) == [{"case": "phantom_000", "image": files}]
+    (case / "phantom_000_t2.nii.gz").unlink()
+    (found,) = find_images([str(tmp_path)])
+    assert (found["image"][2], found["problems"]) == (None, "missing t2")
+
+
+def test_a_4d_file_needs_an_order_unless_its_layout_tells_it(phantoms: Path, tmp_path: Path) -> None:
+    loose = one_file(phantoms, tmp_path / "p1.nii.gz", (0, 1, 2, 3))
+    msd = one_file(phantoms, tmp_path / "imagesTr" / "p2.nii.gz", (3, 0, 1, 2))
+    assert "state it, as in --order" in find_images([str(loose)])[0]["problems"]
+    assert find_images([str(msd)]) == [{"case": "p2", "image": str(msd), "order": ["flair", "t1", "t1c", "t2"]}]
+    assert find_images([str(loose)], order="t1,t1c,flair,t2")[0]["order"] == ["t1", "t1c", "flair", "t2"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "single", "message"),
+    [
+        ([], {}, "segment needs cases: .* got none"),
+        (["nowhere"], {}, "a case must be a folder or a file, got .*nowhere, which does not exist"),
+        (["phantom_000", "phantom_000"], {}, "names of their own, got phantom_000 twice"),
+        ([], {"t1": "a", "t2": "b"}, "needs --t1, --t1c, --t2 and --flair, lacks --t1c, --flair"),
+    ],
+    ids=["none", "missing", "twice", "two of four files"],
+)
+def test_what_names_no_case_is_refused(paths: list[str], single: dict[str, str], message: str, phantoms: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_images([str(phantoms / path) for path in paths], single)
+
+
+def test_the_record_is_json_with_files_and_settings(segmented: Path) -> None:
+    record = json.loads((segmented / "records" / "phantom_000.json").read_text())
+    assert record["settings"]["label_scheme"] == "brats2023"
+    assert len(record["image"]) == 4
