@@ -104,6 +104,18 @@ def test_intensities_change_per_sequence_and_background_stays_zero() -> None:
     assert 1.25 < values.max() < 1.3
 
 
+def test_a_patch_loses_at_most_one_sequence_each_equally_often() -> None:
+    torch.manual_seed(0)
+    out, _ = BatchAugmentation((2, 2, 2), flip_prob=0, drop_prob=0.5)(
+        torch.ones(800, 4, 2, 2, 2), torch.zeros(800, 1, 2, 2, 2)
+    )
+    lost = (out == 0).flatten(2)
+    assert torch.equal(lost.all(2), lost.any(2))
+    lost = lost.any(2)
+    assert lost.sum(1).max() == 1
+    assert ((lost.float().mean(0) - 0.5 / 4).abs() < 0.04).all()
+
+
 def test_the_same_seed_gives_the_same_batch_and_the_input_is_left_alone() -> None:
     image, label = batch(4, 8, 8, 8)
     before = image.clone(), label.clone()
@@ -117,7 +129,7 @@ def test_the_same_seed_gives_the_same_batch_and_the_input_is_left_alone() -> Non
     assert torch.equal(label, before[1])
 
 
-@pytest.mark.parametrize("name", ["affine_prob", "flip_prob", "zoom"])
+@pytest.mark.parametrize("name", ["affine_prob", "flip_prob", "zoom", "drop_prob"])
 def test_a_share_beyond_one_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got 1.5"):
         BatchAugmentation((4, 4, 4), **{name: 1.5})

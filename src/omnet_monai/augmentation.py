@@ -30,6 +30,8 @@ class BatchAugmentation:
         scale: each sequence is multiplied by 1 plus at most this, either way.
         shift: to each sequence is added at most this, either way, inside the brain; the unit is the standard deviation
             that normalization has made 1.
+        drop_prob: probability that a patch loses one of its sequences, drawn anew, which is then 0 throughout as a
+            missing one is at inference, in [0, 1].
 
     Raises:
         ValueError: for a probability or a zoom outside its range.
@@ -44,15 +46,17 @@ class BatchAugmentation:
         flip_prob: float = 0.5,
         scale: float = 0.0,
         shift: float = 0.0,
+        drop_prob: float = 0.0,
     ) -> None:
-        for name, value in {"affine_prob": affine_prob, "flip_prob": flip_prob, "zoom": zoom}.items():
+        shares = {"affine_prob": affine_prob, "flip_prob": flip_prob, "zoom": zoom, "drop_prob": drop_prob}
+        for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
         self.set_size(spatial_size)
         self.planes = list(combinations(range(len(self.spatial_size)), 2))
         self.rotation = torch.as_tensor(rotation, dtype=torch.float32).expand(len(self.planes))
         self.affine_prob, self.zoom, self.flip_prob = affine_prob, zoom, flip_prob
-        self.scale, self.shift = scale, shift
+        self.scale, self.shift, self.drop_prob = scale, shift, drop_prob
 
     def set_size(self, spatial_size: Sequence[int]) -> None:
         """Return patches of another size, in voxels, from now on."""
@@ -73,7 +77,8 @@ class BatchAugmentation:
             (1 - 2 * torch.rand(image.shape[:2])).reshape(image.shape[:2] + (1,) * len(self.spatial_size)).to(image)
             for _ in range(2)
         )
-        return image * (1 + self.scale * factors) + self.shift * shifts * (image != 0), label
+        image = image * (1 + self.scale * factors) + self.shift * shifts * (image != 0)
+        return (self._drop(image) if self.drop_prob else image), label
 
     def _turn(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         window = [slice((side - size) // 2, (side - size) // 2 + size) for side, size in self._sides(image)]
@@ -122,3 +127,10 @@ class BatchAugmentation:
             image = torch.where(chosen, image.flip(axis + 2), image)
             label = torch.where(chosen, label.flip(axis + 2), label)
         return image, label
+
+    def _drop(self, image: torch.Tensor) -> torch.Tensor:
+        number, sequences = image.shape[:2]
+        lost = torch.randint(sequences, (number,))
+        lost[torch.rand(number) >= self.drop_prob] = -1
+        kept = lost[:, None] != torch.arange(sequences)
+        return image * kept.reshape((number, sequences) + (1,) * len(self.spatial_size)).to(image)
