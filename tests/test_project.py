@@ -21,7 +21,8 @@ LAYERS = (
     "networks.blocks layouts losses transforms postprocessing loading sampling datalist phantom inferers optimization"
     " exported distributed metrics summary",
     "networks.nets networks.cascade networks curriculum weights checkpoint",
-    "report results pictures page scoring tracking demo packaging export zoo __main__",
+    "report results pictures page scoring tracking cost demo variants comparison ablation packaging export zoo"
+    " __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]
 FILES = sorted(PACKAGE.rglob("*.py"))
