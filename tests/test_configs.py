@@ -36,6 +36,7 @@ STACKS = {
     },
     "mc2": ["train.json", "evaluate.json", "mc2.json"],
     "mc3": ["train.json", "evaluate.json", "mc3.json"],
+    "cost": ["train.json", "evaluate.json", "cost.json"],
     "inference_mc3": ["inference.json", "mc3.json"],
 }
 

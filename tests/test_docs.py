@@ -39,6 +39,15 @@ def bundle(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def execute(command: str, folder: Path) -> None:
+    words = shlex.split(command)
+    words = [sys.executable, "-m", "torch.distributed.run", *words[1:]] if words[0] == "torchrun" else words
+    words = [sys.executable, *words[1:]] if words[0] == "python" else words
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command}\n{done.stderr[-1500:]}"
+
+
 def test_every_command_of_the_page_on_own_cases_runs_in_its_order(bundle: Path) -> None:
     for command in commands(ROOT / "bundle" / "docs" / "own_cases.md"):
         if "--tracking" in command and not optional_import("mlflow")[1]:
@@ -51,12 +60,7 @@ def test_every_command_of_the_page_on_own_cases_runs_in_its_order(bundle: Path) 
             command += f" {TINY_INFERENCE}"
         elif "train.json" in command:
             command += f" {TINY_TRAINING}"
-        words = shlex.split(command)
-        words = [sys.executable, "-m", "torch.distributed.run", *words[1:]] if words[0] == "torchrun" else words
-        words = [sys.executable, *words[1:]] if words[0] == "python" else words
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(words, cwd=bundle, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{command}\n{done.stderr[-1500:]}"
+        execute(command, bundle)
     for file in (
         "trained/model.pt",
         "trained0/model.pt",
@@ -90,6 +94,20 @@ def test_every_command_of_the_page_on_segmenting_runs(small_bundle: Path, phanto
         assert len(list((tmp_path / output).glob("*_seg.nii.gz"))) == 1, output
 
 
+def test_every_command_of_the_page_on_ablations_runs_in_its_order(bundle: Path) -> None:
+    for command in commands(ROOT / "bundle" / "docs" / "ablation.md"):
+        command = command.replace("--cases 160 --test 60", "--cases 3 --test 1 --size 40,40,32")
+        command = command.replace("--seeds 0,1,2 --equal_time", "").replace("--folds 0,1,2", "--folds 2")
+        command = command.replace("--variants mc3,omnet0,omnet,se,cga", "--variants omnet,cga")
+        if " ablate " in command:
+            command = re.sub(r'--network_def#features "[^"]*"|--train#trainer#max_epochs \d+', "", command)
+            command += f" {TINY_TRAINING}"
+        execute(command, bundle)
+    for folder, rows in (("ABLATION", 9), ("FOLDS", 2)):
+        lines = (bundle / folder / "table.md").read_text().splitlines()
+        assert len([line for line in lines if line.startswith("| ")]) == 2 + rows
+
+
 def test_every_file_and_config_that_the_pages_name_exists() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "bundle" / "docs").glob("*.md")):
         text = page.read_text()
@@ -97,6 +115,6 @@ def test_every_file_and_config_that_the_pages_name_exists() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
         for name in re.findall(r"`(\w+\.json)`", text):
             assert (
-                name in ("datalist.json", "split.json", "datastore_v2.json", "segmentation.json")
+                name in ("datalist.json", "split.json", "rows.json", "datastore_v2.json", "segmentation.json")
                 or (ROOT / "bundle" / "configs" / name).is_file()
             ), name

@@ -60,6 +60,22 @@ def test_no_normalization_is_left_and_the_network_stays_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_hooks_of_the_network_watch_the_copy() -> None:
+    class Watch:
+        seen = 0
+
+        def __call__(self, *_: object) -> None:
+            self.seen += 1
+
+    network, watch = trained_network(), Watch()
+    hook = network.register_forward_hook(watch)
+    folded(network)(image(8, 8, 8))
+    assert watch.seen == 1
+    hook.remove()
+    folded(network)(image(8, 8, 8))
+    assert watch.seen == 1
+
+
 def test_dropout_that_acts_goes_on_acting() -> None:
     network = trained_network()
     network.backbone.dropout.train()

@@ -22,8 +22,8 @@ LAYERS = (
     " sampling datalist phantom inferers optimization exported distributed metrics measures summary augmentation"
     " caching",
     "networks.nets networks.cascade networks curriculum growing weights checkpoint",
-    "report results pictures page scoring tracking demo packaging export zoo machine rivals timing benchmark"
-    " segmentation segment __main__",
+    "report results pictures page scoring tracking cost demo variants comparison ablation packaging export zoo machine"
+    " rivals timing benchmark segmentation segment __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import monai
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 
+from omnet_monai.cost import machine
 from omnet_monai.demo import bundle_root
 from omnet_monai.files import whole_file
 from omnet_monai.inferers import AutocastInferer, has_bfloat16
@@ -73,9 +72,12 @@ def benchmark(
     if not found or not rows:
         raise ValueError(f"a benchmark needs cases and rows, got {len(found)} cases in {cases} and rows {only!r}")
 
-    machine = _machine(device)
-    print(f"machine: {machine}", flush=True)
-    result: dict[str, Any] = {"machine": machine, "rates": machine_rates(device, sizes), "start": _start_seconds(root)}
+    print(f"machine: {machine()}", flush=True)
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "rates": machine_rates(device, sizes),
+        "start": _start_seconds(root),
+    }
     volumes = [Volume(case, parser, device) for case in found]
     result["rows"] = race(rows, volumes, repeats, device)
     result["stages"] = {volume.name: volume.stages(default, network, repeats) for volume in volumes}
@@ -97,18 +99,6 @@ def _inference(root: Path, overrides: dict[str, Any]) -> ConfigParser:
         raise ValueError(f"overrides must be ids of {root / 'configs' / 'inference.json'}, got {', '.join(unknown)}")
     parser.update({"bundle_root": str(root), **overrides})
     return parser
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {
-        "device": f"{device.type}, {name}",
-        "threads": torch.get_num_threads(),
-        "bfloat16": has_bfloat16(device.type),
-        "amx": torch.cpu._is_amx_tile_supported(),
-        "system": platform.platform(),
-        "versions": {"torch": torch.__version__, "monai": monai.__version__, "python": platform.python_version()},
-    }
 
 
 def _start_seconds(root: Path) -> dict[str, float]:

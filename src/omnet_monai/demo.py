@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from omnet_monai.report import format_table
 from omnet_monai.results import read_scores
 from omnet_monai.weights import ModelFile
 
-__all__ = ["bundle_root", "demo"]
+__all__ = ["bundle_root", "demo", "generate_cases"]
 
 
 def demo(
@@ -39,7 +40,7 @@ def demo(
     recipe = [str(root / "configs" / name) for name in ("train.json", "demo.json")]
 
     _say(f"1 of 4: generating {training + test} cases")
-    datalist = _generate(out / "cases", training, test, seed)
+    datalist = generate_cases(out / "cases", training + test, seed, test=test)
     settings = {
         "meta_file": str(root / "configs" / "metadata.json"),
         "logging_file": str(root / "configs" / "logging.conf"),
@@ -78,16 +79,32 @@ def bundle_root(bundle: str = "") -> Path:
     return root
 
 
+def generate_cases(
+    folder: str | Path, cases: int, seed: int = 0, size: Sequence[int] = (96, 96, 64), test: int = 0
+) -> Path:
+    """
+    Write generated cases with a datalist whose first ``test`` cases are for the test, and return its path.
+
+    Args:
+        folder: where to write.
+        cases: number of cases.
+        seed: of the cases.
+        size: shape of each volume in voxels.
+        test: how many of the cases are for the test, fewer than all.
+
+    Raises:
+        ValueError: if no case is left for training.
+    """
+    if not 0 <= test < cases:
+        raise ValueError(f"test must be fewer than all {cases} cases, got {test}")
+    names = [path.name for path in write_phantoms(folder, cases, seed, size)]
+    split = Path(folder) / "split.json"
+    split.write_text(json.dumps({"training": names[test:], "test": names[:test]}))
+    return write_datalist(folder, folds=min(5, cases - test), split=split)
+
+
 def _say(text: str) -> None:
     print(f"\n=== {text}", flush=True)
-
-
-def _generate(folder: Path, training: int, test: int, seed: int) -> Path:
-    """Write the cases, the first of them for the test, and return their datalist."""
-    names = [path.name for path in write_phantoms(folder, training + test, seed)]
-    split = folder / "split.json"
-    split.write_text(json.dumps({"training": names[test:], "test": names[:test]}))
-    return write_datalist(folder, folds=min(5, training), split=split)
 
 
 def _save_untrained(recipe: list[str], settings: dict[str, Any], path: Path) -> None:

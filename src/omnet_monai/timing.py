@@ -18,8 +18,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import SaveImaged
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from omnet_monai.cost import Passes
 from omnet_monai.inferers import AutocastInferer
 from omnet_monai.metrics import dice
 from omnet_monai.regions import REGIONS, regions_from_classes
@@ -93,17 +93,7 @@ class Volume:
         ``network`` is what passes inside the network, ``blend`` what the inferer adds; ``files alone`` is what nibabel
         takes to read the same files and write one label map.
         """
-        inside: list[float] = []
         times: dict[str, list[float]] = {}
-
-        def enter(*_: Any) -> None:
-            inside.append(-time.perf_counter())
-
-        def leave(*_: Any) -> None:
-            _wait(self.device)
-            inside[-1] += time.perf_counter()
-
-        hooks = [network.register_forward_pre_hook(enter), network.register_forward_hook(leave)]
         for _ in range(repeats):
             marks, data = [time.perf_counter()], self.before[0](dict(self.case))
             data.pop("label", None)
@@ -111,7 +101,7 @@ class Volume:
             for step in self.before[1:]:
                 data = step(data)
             marks.append(time.perf_counter())
-            inside.clear()
+            passes = Passes(network)
             probs = inferer(data["image"].as_tensor()[None].to(self.device), network)[0]
             marks.append(time.perf_counter())
             data = self._refine(probs)
@@ -119,12 +109,11 @@ class Volume:
             self.saver(data)
             marks.append(time.perf_counter())
             stages = dict(zip(STAGES, np.diff(marks).tolist(), strict=True))
-            stages |= {"network": sum(inside), "blend": stages["inference"] - sum(inside)}
+            stages |= {"network": passes.seconds, "blend": stages["inference"] - passes.seconds}
             stages |= {"whole case": marks[-1] - marks[0], "files alone": self._files_alone()}
             for name, took in stages.items():
                 times.setdefault(name, []).append(took)
-        for hook in hooks:
-            hook.remove()
+            passes.stop()
         return {name: median(values) for name, values in times.items()}
 
     def _refine(self, probs: torch.Tensor) -> dict[str, Any]:
@@ -162,46 +151,20 @@ def race(rows: Sequence[Rival], volumes: Sequence[Volume], repeats: int, device:
     for turn in range(repeats):
         for volume in volumes:
             for row in (row for row in rows if not (turn and row.slow)):
-                windows = _Windows(row.network)
+                passes = Passes(row.network)
                 reset = _reset_peak(device)
                 took, masks = volume.segment(row)
+                passes.stop()
                 entry = results[row.name].setdefault(volume.name, {"seconds": []})
                 entry["seconds"].append(took)
                 entry["peak_gb"] = peak_memory(device) if reset else None
                 if turn == 0:
-                    entry |= {"windows": windows.number, "flops": windows.flops()}
+                    entry |= {"windows": passes.windows, "flops": passes.flops()}
                     if row.trained:
                         against = first.setdefault(volume.name, masks)
                         entry |= {"truth": volume.dice(masks, volume.truth), "first": volume.dice(masks, against)}
                     print(f"{volume.name}: {row.name}: {took:.2f} s", flush=True)
-                windows.remove()
     return results
-
-
-class _Windows:
-    """Counts the windows that a network runs on, and what one of them costs."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.number = 0
-        self.shape: tuple[int, ...] = ()
-
-        def count(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self.number += len(inputs[0])
-            self.shape = tuple(inputs[0].shape[1:])
-
-        # A plain function, as a copied network's method would count in a copy of this object.
-        self.hook = network.register_forward_pre_hook(count)
-
-    def flops(self) -> int:
-        number = self.number
-        with FlopCounterMode(display=False) as counter:
-            self.network(torch.zeros(1, *self.shape, device=next(self.network.parameters()).device))
-        self.number = number
-        return number * counter.get_total_flops()
-
-    def remove(self) -> None:
-        self.hook.remove()
 
 
 def peak_memory(device: torch.device) -> float:

@@ -35,7 +35,9 @@ def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """
     if not any(map(_folds, network.modules())):
         return network
-    network = copy.deepcopy(network)
+    # The copy shares the network's hooks: a copied one would tell a copied object.
+    hooks = [hooks for layer in network.modules() for hooks in (layer._forward_hooks, layer._forward_pre_hooks)]
+    network = copy.deepcopy(network, {id(shared): shared for shared in hooks})
     blocks: list[Any] = [block for block in network.modules() if _folds(block)]
     for block in blocks:
         block.conv = fuse_conv_bn_eval(block.conv.eval(), block.adn.N.eval(), block.is_transposed)

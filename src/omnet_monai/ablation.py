@@ -1,0 +1,247 @@
+"""Train and score the rows of the paper's ablation table under one budget, and lay them beside the paper's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser, run
+
+from omnet_monai.comparison import Comparison, Row
+from omnet_monai.cost import machine
+from omnet_monai.datalist import read_cases, read_scored_cases
+from omnet_monai.demo import bundle_root
+from omnet_monai.files import whole_file
+from omnet_monai.regions import REGIONS
+from omnet_monai.report import write_csv
+from omnet_monai.results import read_scores
+from omnet_monai.variants import NETWORKS, Variant, variants_named
+
+__all__ = ["ablate"]
+
+
+def ablate(
+    directory: str,
+    datalist: str,
+    variants: str | Sequence[str] = (),
+    seeds: int | Sequence[int] = 0,
+    folds: int | Sequence[int] = (),
+    section: str = "test",
+    reference: str = "",
+    equal_time: bool = False,
+    recipe: str | Sequence[str] = (),
+    bundle: str = "",
+    **overrides: Any,
+) -> None:
+    """
+    Run variants of OM-Net, each by the bundle's own training and evaluation, and print the paper's table of them.
+
+    Every network is trained for equally many steps, without validation: the last weights are scored. Cascades share the
+    networks they have in common. Interrupted, the same command goes on: finished rows are kept in ``rows.json``, and an
+    unfinished training is taken up by its own checkpoint. ``table.md`` and ``table.csv`` are written after each row.
+
+    Args:
+        directory: folder for weights, label maps, reports and the table.
+        datalist: JSON file that lists the cases with their labels.
+        variants: rows to run, those of the paper's table by default.
+        seeds: seeds of the training; each row is run with each.
+        folds: folds of the training section; each row is trained without one and scored on it. By default there is one
+            training, on the whole section.
+        section: list that is scored where no folds are named.
+        reference: row that differences are taken to, "omnet" by default or, if that is not run, the last one.
+        equal_time: run each row again with as many epochs as fit into the time that the reference's training took.
+        recipe: further override files on top of train.json, such as demo.json.
+        bundle: root of the bundle, by default the one beside this package.
+        overrides: config ids to override in training and evaluation, as for ``monai.bundle run``.
+
+    Raises:
+        ValueError: for unknown variants or a reference that is not run, a section or fold without labeled cases, and a
+            directory with rows of other settings.
+    """
+    rows = variants_named(_listed(variants))
+    reference = reference or ("omnet" if "omnet" in rows else list(rows)[-1])
+    if reference not in rows:
+        raise ValueError(f"reference must be one of the variants {', '.join(rows)}, got {reference!r}")
+    ablation = _Ablation(
+        out=Path(directory),
+        root=bundle_root(bundle),
+        datalist=Path(datalist),
+        section=section,
+        recipe=tuple(_listed(recipe)),
+        overrides=overrides,
+    )
+    places = [(fold, seed) for seed in _listed(seeds) for fold in (_listed(folds) or [None])]
+    for fold, _ in places:
+        ablation.check_cases(fold)
+    ablation.open()
+    order = [reference, *(name for name in rows if name != reference)]  # its time is the others' budget
+    for fold, seed in places:
+        for budget in ("steps", "time") if equal_time else ("steps",):
+            for name in order:
+                if budget == "steps" or name != reference:
+                    ablation.run_row(name, rows[name], budget, reference, fold, seed)
+                    ablation.write_table(reference)
+    print(ablation.write_table(reference))
+
+
+@dataclass
+class _Ablation:
+    """One folder of rows under one budget."""
+
+    out: Path
+    root: Path
+    datalist: Path
+    section: str
+    recipe: tuple[str, ...]
+    overrides: dict[str, Any]
+
+    def check_cases(self, fold: int | None) -> None:
+        """Read the cases to train on and to score, for their errors."""
+        read_cases(self.datalist, "training", fold)
+        read_scored_cases(self.datalist, self.section if fold is None else "training", fold)
+
+    def open(self) -> None:
+        """
+        Take up the rows that are there.
+
+        Raises:
+            ValueError: if they are of other settings.
+        """
+        parser = ConfigParser()
+        parser.read_config(self.configs("train.json", *self.recipe))
+        parser.update(self.overrides)
+        self.epochs = int(parser.get_parsed_content("train#trainer#max_epochs"))
+        self.steps = int(parser.get_parsed_content("steps_per_epoch"))
+        settings = {
+            "datalist_sha256": hashlib.sha256(self.datalist.read_bytes()).hexdigest(),
+            "section": self.section,
+            "recipe": list(self.recipe),
+            "overrides": {key: str(value) for key, value in self.overrides.items()},
+        }
+        file = self.out / "rows.json"
+        content: dict[str, Any] = {"settings": settings, "rows": []}
+        if file.is_file():
+            content = json.loads(file.read_text(encoding="utf-8"))
+        changed = [key for key in settings if content["settings"][key] != settings[key]]
+        if changed:
+            raise ValueError(f"{file} must be of the same settings to be continued, differs in {', '.join(changed)}")
+        self.settings = settings
+        self.rows = [Row(**row) for row in content["rows"]]
+
+    def run_row(self, name: str, variant: Variant, budget: str, reference: str, fold: int | None, seed: int) -> None:
+        """Train what is not trained, and score, unless that is done."""
+        place = self.section if fold is None else f"fold{fold}"
+        if self.find(name, budget, place, seed):
+            return
+        epochs = self.epochs
+        if budget == "time":
+            (own,), (other,) = (self.find(n, "steps", place, seed) for n in (name, reference))
+            epochs = max(1, round(self.epochs * other.seconds / own.seconds))
+        print(f"\n=== {variant.title}, {budget}, {place}, seed {seed}: {epochs} epochs", flush=True)
+        trained = [self.train(network, epochs, fold, seed) for network in variant.networks]
+        weights = [str(folder / "model.pt") for folder, _ in trained]
+        out = self.out / "scored" / f"{name}-{place}-seed{seed}-{epochs}epochs"
+        settings = (
+            self.common(fold, seed)
+            | variant.settings
+            | {
+                "checkpoint_path": weights if len(weights) > 1 else weights[0],
+                "output_dir": str(out),
+                "datalist_key": self.section if fold is None else "training",
+            }
+        )
+        files = ("train.json", *self.recipe, "evaluate.json", *variant.overrides, "cost.json")
+        run(config_file=self.configs(*files), **settings)
+        scores = read_scores(out / "scores.csv").items()
+        self.rows.append(
+            Row(
+                variant=name,
+                budget=budget,
+                place=place,
+                seed=seed,
+                epochs=epochs,
+                seconds=sum(seconds for _, seconds in trained),
+                cost=json.loads((out / "cost.json").read_text(encoding="utf-8")),
+                dice={case: [values[f"dice_{region}"] for region in REGIONS] for case, values in scores},
+            )
+        )
+        content = {"settings": self.settings, "rows": [asdict(row) for row in self.rows]}
+        with whole_file(self.out / "rows.json") as part:
+            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def train(self, network: str, epochs: int, fold: int | None, seed: int) -> tuple[Path, float]:
+        """Train one network unless that is done, and return its folder and the seconds that it took."""
+        place = "all" if fold is None else f"without_fold{fold}"
+        folder = self.out / "networks" / f"{network}-{place}-seed{seed}-{epochs}epochs"
+        record = folder / "trained.json"
+        if not record.is_file():
+            done = _epochs_done(folder / "run" / "checkpoint.pt")
+            start = time.monotonic()
+            settings = self.common(fold, seed) | {"ckpt_dir": str(folder), "run_dir": str(folder / "run")}
+            settings |= {"train#trainer#max_epochs": epochs, "val_interval": epochs + 1}
+            run(config_file=self.configs("train.json", *self.recipe, *NETWORKS[network]), **settings)
+            # Of an interrupted training the last part is known; the rest is taken to have been as fast.
+            seconds = (time.monotonic() - start) * epochs / (epochs - done % epochs)
+            with whole_file(record) as part:
+                part.write_text(json.dumps({"seconds": seconds}) + "\n", encoding="utf-8")
+        return folder, json.loads(record.read_text(encoding="utf-8"))["seconds"]
+
+    def write_table(self, reference: str) -> str:
+        """Write the table of all rows that are there, and return it."""
+        comparison = Comparison(self.rows, reference)
+        write_csv(self.out / "table.csv", *comparison.table())
+        text = comparison.markdown(self.caption())
+        with whole_file(self.out / "table.md") as part:
+            part.write_text(text, encoding="utf-8")
+        return text
+
+    def caption(self) -> str:
+        """Tell budget, data and machine."""
+        seeds, places = (sorted({str(getattr(row, key)) for row in self.rows}) for key in ("seed", "place"))
+        cases = {case for row in self.rows for case in row.dice}
+        training = len(read_cases(self.datalist, "training"))
+        recipe = " and ".join(["train.json", *self.recipe, *(f"{k}={v}" for k, v in self.overrides.items())])
+        steps = self.epochs * self.steps
+        return (
+            f"Budget: {steps:,} optimizer steps for each network, by {recipe}, with seeds {', '.join(seeds)}; at equal"
+            " time as many epochs as fit into the training of the row that differences are taken to."
+            f" Data: {training} training cases of {self.datalist.parent.name}; {len(cases)} cases were scored"
+            f" ({', '.join(places)}). ± is the standard deviation over seeds. One multiply-add is two FLOP; seconds are"
+            f" those inside the network. Machine: {machine()}."
+        )
+
+    def configs(self, *names: str) -> list[str]:
+        return [str(self.root / "configs" / name) for name in names]
+
+    def common(self, fold: int | None, seed: int) -> dict[str, Any]:
+        return {
+            "bundle_root": str(self.root),
+            "meta_file": str(self.root / "configs" / "metadata.json"),
+            "logging_file": str(self.root / "configs" / "logging.conf"),
+            "datalist": str(self.datalist),
+            "fold": fold,
+            "seed": seed,
+            **self.overrides,
+        }
+
+    def find(self, name: str, budget: str, place: str, seed: int) -> list[Row]:
+        """List the row of these, if it is finished."""
+        wanted = (name, budget, place, seed)
+        return [row for row in self.rows if (row.variant, row.budget, row.place, row.seed) == wanted]
+
+
+def _listed(value: Any) -> list[Any]:
+    """Make a list of what the command line gives: one value, or several with commas between."""
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(",") if name.strip()]
+    return list(value) if isinstance(value, Sequence) else [value]
+
+
+def _epochs_done(checkpoint: Path) -> int:
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] if checkpoint.is_file() else 0

@@ -1,0 +1,135 @@
+"""What a network costs in an evaluation: parameters, forward passes, FLOPs and seconds."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from omnet_monai.files import whole_file
+from omnet_monai.networks import OMNet
+
+__all__ = ["NetworkCost", "Passes", "machine"]
+
+
+class Passes:
+    """
+    Watch a network: which of its networks ran on how many windows, and how long that took.
+
+    Args:
+        network: a network, or a cascade of :class:`~omnet_monai.networks.OMNet`, each of which is then watched too.
+
+    Attributes:
+        windows: windows that went through the whole.
+        seconds: time inside it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.windows, self.seconds = 0, 0.0
+        self.passes: Counter[tuple[nn.Module, tuple[int, ...]]] = Counter()
+        parts: list[nn.Module] = [module for module in network.modules() if isinstance(module, OMNet)]
+        self.hooks = [part.register_forward_pre_hook(self._count) for part in parts or [network]]
+        self.hooks += [network.register_forward_pre_hook(self._enter), network.register_forward_hook(self._leave)]
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def passes_per_window(self) -> float:
+        """Return how many networks a window went through in the mean: 1 for OM-Net, up to 3 for a cascade."""
+        return sum(self.passes.values()) / self.windows
+
+    def flops(self) -> int:
+        """
+        Return the floating-point operations of convolutions and matrix products, two for a multiply-add: counted for
+        one window by torch's ``FlopCounterMode``, and multiplied by the windows that were run.
+        """
+        return sum(_flops(part, shape) * number for (part, shape), number in self.passes.items())
+
+    def _enter(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self.windows += len(args[0])
+        self.seconds -= _now(args[0])
+
+    def _leave(self, module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
+        self.seconds += _now(args[0])
+
+    def _count(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self.passes[module, tuple(args[0].shape[1:])] += len(args[0])
+
+
+class NetworkCost:
+    """
+    Watch the network of an evaluation, and write a JSON file of what it cost: the number of trainable ``parameters``,
+    ``passes_per_window``, ``flops_per_case``, and ``seconds_per_case`` inside the network, without reading, blending
+    of windows, scoring and drawing.
+
+    Args:
+        network: the evaluator's network, an :class:`~omnet_monai.networks.OMNet` or a cascade of them.
+        path: JSON file to write.
+    """
+
+    def __init__(self, network: nn.Module, path: str | Path) -> None:
+        self.network = network
+        self.path = Path(path)
+        self.cases = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.count_cases)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def start(self, engine: Engine) -> None:
+        """Begin to watch."""
+        self.passes, self.cases = Passes(self.network), 0
+
+    def count_cases(self, engine: Engine) -> None:
+        """Count the batch's cases."""
+        self.cases += len(engine.state.batch)  # type: ignore[arg-type]  # decollated
+
+    def write(self, engine: Engine) -> None:
+        """Stop watching, and write the file."""
+        self.passes.stop()
+        cost = {
+            "parameters": sum(p.numel() for p in self.network.parameters() if p.requires_grad),
+            "passes_per_window": self.passes.passes_per_window(),
+            "flops_per_case": self.passes.flops() / self.cases,
+            "seconds_per_case": self.passes.seconds / self.cases,
+        }
+        with whole_file(self.path) as file:
+            file.write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
+
+
+def machine() -> str:
+    """Name processor, accelerator and torch."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor() or platform.machine()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    units = [unit for unit in ("avx512_bf16", "amx_bf16") if any(unit in line for line in lines)]
+    versions = f"torch {torch.__version__}, MONAI {monai.__version__}"
+    return f"{' '.join([name, *units])}, {torch.get_num_threads()} threads{gpu}, {versions}"
+
+
+def _now(x: torch.Tensor) -> float:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()
+
+
+def _flops(part: nn.Module, shape: tuple[int, ...]) -> int:
+    weights = next(part.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        part(torch.zeros(1, *shape, device=weights.device, dtype=weights.dtype))
+    return counter.get_total_flops()
