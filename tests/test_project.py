@@ -21,7 +21,7 @@ LAYERS = (
     "networks.blocks sequence_order checks layouts images losses transforms postprocessing loading sampling datalist"
     " phantom inferers optimization exported distributed metrics measures summary",
     "networks.nets networks curriculum weights checkpoint",
-    "report results pictures page scoring tracking demo packaging export zoo segmentation segment __main__",
+    "report results pictures page scoring tracking demo packaging export zoo segmentation overview segment __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]
 FILES = sorted(PACKAGE.rglob("*.py"))

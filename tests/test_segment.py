@@ -79,9 +79,11 @@ def test_a_case_becomes_a_label_map_on_its_own_grid_and_a_row(segmented: Path, p
 
 def test_every_output_says_that_it_is_for_research_and_not_a_medical_device(segmented: Path) -> None:
     words = ("research use only", "not a medical device", "non-commercial")
+    for path in ("index.html", "pictures/phantom_000.png", "segmentation.csv", "segmentation.json"):
+        assert (segmented / path).is_file(), path
     texts = [path.read_text().lower() for path in segmented.rglob("*") if path.suffix in (".csv", ".json", ".html")]
     texts.append(nib.load(segmented / "phantom_000_seg.nii.gz").header["descrip"].item().decode().lower())
-    assert len(texts) >= 4
+    assert len(texts) == 6
     for text in texts:
         assert [word in text for word in words] == [True] * 3, text
 
@@ -144,7 +146,7 @@ def test_a_batch_goes_on_when_cases_fail_and_says_which_and_why(
     (cases / "phantom_000" / "phantom_000_t2.nii.gz").unlink()
     (cases / "phantom_001" / "phantom_001_flair.nii.gz").write_bytes(b"torn")
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match=r"2 of 3 cases failed, see .*segmentation\.csv"):
+    with pytest.raises(ValueError, match=r"2 of 3 cases failed, see .*index\.html"):
         run(small_bundle, cases, output=out, workers=workers)
     errors = {case: row["error"] for case, row in read_table(out).items()}
     assert errors["phantom_000"] == "missing t2"
@@ -168,6 +170,7 @@ def test_a_case_that_fails_in_the_network_or_behind_it_fails_alone(
     monkeypatch.setattr(LabelMapWriter, "write", full_disk)
     with pytest.raises(ValueError, match="1 of 4 cases failed"):
         run(small_bundle, phantoms, output=tmp_path)
+    assert not list(tmp_path.rglob("phantom_001*[gz]"))  # neither a label map nor a picture
     errors = {case: row["error"] for case, row in read_table(tmp_path).items()}
     assert errors == {"phantom_001": "OSError: no space left on device"} | {f"phantom_00{n}": "" for n in (0, 2, 3)}
 
@@ -258,7 +261,7 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
         [*words, "--bundle", str(small_bundle)], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
     assert done.returncode == 1
-    assert done.stderr == f"error: 1 of 2 cases failed, see {tmp_path / 'out put' / 'segmentation.csv'}\n"
+    assert done.stderr == f"error: 1 of 2 cases failed, see {tmp_path / 'out put' / 'index.html'}\n"
     first, second = done.stdout.splitlines()[1:3]
     assert first.startswith("[1/2] phantom_000: failed: case phantom_000: ")
     assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s; warning: brain: ", second)

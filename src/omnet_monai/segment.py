@@ -21,6 +21,7 @@ from omnet_monai.demo import bundle_root
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
 from omnet_monai.measures import MEASURES
+from omnet_monai.overview import write_overview
 from omnet_monai.regions import SCHEMES, SEQUENCES
 from omnet_monai.report import write_csv
 from omnet_monai.sampling import first_cause
@@ -63,7 +64,7 @@ def segment(
     Segment cases, each on the grid of its first sequence. Research use only, not a medical device.
 
     The output holds a label map per case, ``<case>_seg.nii.gz``, and a row for each, with volumes, numbers of lesions
-    and diameters, in ``segmentation.csv`` and ``segmentation.json``.
+    and diameters, in ``segmentation.csv`` and ``segmentation.json``. ``index.html`` shows a picture of each.
 
     Args:
         cases: folders of a case or of many, in any known layout, or 4-D files; label maps beside them are ignored.
@@ -106,7 +107,8 @@ def segment(
     finally:
         failed = _sum_up(out, found)
     if failed:
-        raise ValueError(f"{len(failed)} of {len(found)} cases failed, see {out / 'segmentation.csv'}")
+        raise ValueError(f"{len(failed)} of {len(found)} cases failed, see {out / 'index.html'}")
+    print(f"label maps: {out}\noverview:   {out / 'index.html'}")
 
 
 def _preset(fast: bool, accurate: bool) -> dict[str, Any]:
@@ -139,11 +141,17 @@ def _prepare(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any
         earlier = read_record(record) if resume and label_map.is_file() else None
         if earlier is None or earlier.error or (earlier.image, earlier.settings) != (case["image"], settings):
             record.unlink(missing_ok=True)
-            label_map.unlink(missing_ok=True)
+            _clear(out, case["case"], settings)
             left.append(case)
     content = {"name": out.name, "description": NOTICE, "settings": settings, "test": left}
     with whole_file(out / "datalist.json") as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _clear(out: Path, case: str, settings: dict[str, Any]) -> None:
+    """Leave nothing of a case that is not whole."""
+    for path in (_label_map(out, case, settings), out / "pictures" / f"{case}.png"):
+        path.unlink(missing_ok=True)
 
 
 def _label_map(out: Path, case: str, settings: dict[str, Any]) -> Path:
@@ -165,6 +173,7 @@ def _run_all(root: Path, out: Path, overrides: dict[str, Any]) -> None:
             if case is None:
                 raise first_cause(error) from error
             records.fail(case, error)
+            _clear(out, case["case"], records.settings)
 
 
 @contextmanager
@@ -184,7 +193,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
-    """Write the table of all cases, and return the names of those that failed."""
+    """Write the table and the page of all cases, and return the names of those that failed."""
     unfinished = "not segmented: the run ended before"
     records = [
         read_record(out / "records" / f"{case['case']}.json") or CaseRecord(case["case"], case["image"], unfinished)
@@ -199,4 +208,5 @@ def _sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
     content = {"notice": NOTICE, "cases": [asdict(record) for record in records]}
     with whole_file(out / "segmentation.json") as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_overview(out / "index.html", records, out / "pictures")
     return [record.case for record in records if record.error]
