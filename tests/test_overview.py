@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from omnet_monai.measures import MEASURES
 from omnet_monai.overview import write_overview
-from omnet_monai.segmentation import NOTICE, CaseRecord
+from omnet_monai.segmentation import COLUMNS, NOTICE, CaseRecord
 
 PNG = b"\x89PNG of "
 
@@ -21,7 +20,7 @@ def make_page(folder: Path, records: list[CaseRecord], limit: int = 100) -> str:
 
 
 def make_record(case: str, *warnings: str, error: str = "") -> CaseRecord:
-    return CaseRecord(case, "image", error, list(warnings), {} if error else dict.fromkeys(MEASURES, 12.34))
+    return CaseRecord(case, "image", error, list(warnings), {} if error else dict.fromkeys(COLUMNS, 12.34))
 
 
 RECORDS = [

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 LAYERS = (
     "regions files",
     "networks.blocks sequence_order checks layouts images losses transforms postprocessing loading sampling datalist"
-    " phantom inferers optimization exported distributed metrics measures summary",
+    " phantom inferers optimization exported distributed metrics measures uncertainty summary",
     "networks.nets networks curriculum weights checkpoint",
     "report results pictures page scoring tracking demo packaging export zoo segmentation overview segment __main__",
 )

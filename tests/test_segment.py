@@ -117,6 +117,25 @@ def test_a_scheme_and_the_names_of_a_challenge_are_a_matter_of_two_words(
     assert [rows[0][name] for name in same] == [rows[1][name] for name in same]
 
 
+def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_case(
+    segmented: Path, phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    rows = run(small_bundle, phantoms / "phantom_000", output=tmp_path, probabilities=True, tta=True, cluster_volume=0)
+    label = nib.load(tmp_path / "phantom_000_seg.nii.gz")
+    probs = nib.load(tmp_path / "probabilities" / "phantom_000_probabilities.nii.gz")
+    entropy = nib.load(tmp_path / "uncertainty" / "phantom_000_uncertainty.nii.gz")
+    assert (probs.shape, entropy.shape) == ((*label.shape, 3), label.shape)
+    for image in (probs, entropy):
+        np.testing.assert_allclose(image.affine, label.affine)
+        assert image.get_data_dtype() == np.float32
+    whole = probs.get_fdata()[..., 0]
+    np.testing.assert_array_equal(whole > 0.5, np.asarray(label.dataobj) > 0)
+    expected = 1 - 2 * whole[whole > 0.5].sum() / (whole.sum() + (whole > 0.5).sum())
+    assert float(rows["phantom_000"]["uncertainty_WT"]) == pytest.approx(expected, abs=1e-4)
+    assert entropy.get_fdata().max() <= 1
+    assert not {"probabilities", "uncertainty"} & {path.name for path in segmented.iterdir()}
+
+
 @pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
 def test_what_the_checks_find_is_a_warning_and_fails_a_case_only_on_request(
     workers: int, phantoms: Path, small_bundle: Path, tmp_path: Path

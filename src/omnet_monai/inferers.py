@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from monai.inferers import Inferer
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["AutocastInferer", "default_device", "has_bfloat16"]
+__all__ = ["AutocastInferer", "MirroringInferer", "default_device", "has_bfloat16"]
 
 
 class AutocastInferer(Inferer):
@@ -49,6 +50,30 @@ class AutocastInferer(Inferer):
         amp = self.amp and has_bfloat16(kind) and not _meets_depth_two(inputs)
         with torch.autocast(kind, torch.bfloat16, enabled=amp):
             return self.inferer(inputs, channels_last, *args, **kwargs)
+
+
+class MirroringInferer(Inferer):
+    """
+    Average what an inferer returns for an image and for its mirror images, each mirrored back: test-time flips.
+
+    Args:
+        inferer: the inferer that does the work.
+        axes: spatial axes to mirror along, in every combination: none are one pass, three are eight.
+    """
+
+    def __init__(self, inferer: Inferer, axes: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.axes = tuple(axes)
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the mean over all mirror images of ``inputs``, shape ``(B, C, *spatial)``."""
+        mirrored = [sides for number in range(len(self.axes) + 1) for sides in combinations(self.axes, number)]
+        total = torch.zeros(())
+        for sides in mirrored:
+            dims = [side + 2 for side in sides]
+            total = total + self.inferer(inputs.flip(dims), network, *args, **kwargs).flip(dims)
+        return total / len(mirrored)
 
 
 def default_device() -> torch.device:

@@ -11,7 +11,7 @@ from omnet_monai.segmentation import NOTICE, CaseRecord
 
 __all__ = ["write_overview"]
 
-COLUMNS = {
+SHOWN = {
     "ml_WT": "WT, ml",
     "ml_TC": "TC, ml",
     "ml_ET": "ET, ml",
@@ -20,7 +20,12 @@ COLUMNS = {
     "lesions_WT": "lesions, WT",
     "diameter_mm_WT": "diameter WT, mm",
     "diameter_mm_ET": "diameter ET, mm",
+    "uncertainty_WT": "uncertainty WT",
+    "uncertainty_TC": "TC",
+    "uncertainty_ET": "ET",
 }
+
+DIGITS = {"ml": 1, "lesions": 0, "diameter": 1, "uncertainty": 2}
 
 
 def write_overview(path: Path, records: Sequence[CaseRecord], pictures: Path, limit: int = 100) -> None:
@@ -35,7 +40,7 @@ def write_overview(path: Path, records: Sequence[CaseRecord], pictures: Path, li
     """
     failed = [record for record in records if record.error]
     done = sorted((record for record in records if not record.error), key=lambda record: not record.warnings)
-    header = "".join(f"<th>{name}</th>" for name in ("case", *COLUMNS.values(), "warnings"))
+    header = "".join(f"<th>{name}</th>" for name in ("case", *SHOWN.values(), "warnings"))
     body = [
         f"<h1>{len(done)} of {len(records)} cases segmented</h1>",
         f"<p><b>{escape(NOTICE)}</b></p>",
@@ -50,7 +55,7 @@ def write_overview(path: Path, records: Sequence[CaseRecord], pictures: Path, li
 
 def _row(number: int, record: CaseRecord) -> str:
     name = f'<a href="#case{number}">{escape(record.case)}</a>'
-    cells = [f"{record.measures[column]:.{0 if column.startswith('lesions') else 1}f}" for column in COLUMNS]
+    cells = [f"{record.measures[column]:.{DIGITS[column.split('_')[0]]}f}" for column in SHOWN]
     kinds = ", ".join(sorted({text.split(":")[0] for text in record.warnings}))
     mark = ' class="fair"' if record.warnings else ""
     return f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in (name, *cells, escape(kinds)))}</tr>"

@@ -20,19 +20,19 @@ from monai.bundle import ConfigWorkflow
 from omnet_monai.demo import bundle_root
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
-from omnet_monai.measures import MEASURES
 from omnet_monai.overview import write_overview
 from omnet_monai.regions import SCHEMES, SEQUENCES
 from omnet_monai.report import write_csv
 from omnet_monai.sampling import first_cause
-from omnet_monai.segmentation import NOTICE, CaseRecord, Records, read_record
+from omnet_monai.segmentation import COLUMNS, NOTICE, CaseRecord, Records, read_record
 
 __all__ = ["segment"]
 
 POSTFIXES = {"bundle": "seg", "brats": ""}
 """What each ``--naming`` appends to a case's name."""
 
-PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "accurate": {"overlap": 0.625}}
+FLIPS = {"flips": [0, 1, 2]}
+PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "accurate": {"overlap": 0.625, **FLIPS}}
 
 
 def _path_or_value(text: str) -> Any:
@@ -53,6 +53,8 @@ def segment(
     naming: str = "bundle",
     fast: bool = False,
     accurate: bool = False,
+    tta: bool = False,
+    probabilities: bool = False,
     device: str | None = None,
     workers: int = 0,
     strict: bool = False,
@@ -77,7 +79,9 @@ def segment(
         scheme: label scheme of the codes to write, brats2015, brats2017, brats2023 or msd.
         naming: "bundle" for ``<case>_seg.nii.gz``, "brats" for ``<case>.nii.gz`` as challenges take it.
         fast: windows that overlap by a quarter.
-        accurate: windows that overlap by five eighths, where the default is a half.
+        accurate: windows that overlap by five eighths, where the default is a half, and eight mirrored passes.
+        tta: eight mirrored passes, and a map of how unsure their mean is, ``uncertainty/<case>_uncertainty.nii.gz``.
+        probabilities: save the probabilities of WT, TC and ET, ``probabilities/<case>_probabilities.nii.gz``.
         device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU where there is none.
         workers: processes that read cases ahead.
         strict: take a case for failed if its images give anything to warn of, such as a wrong order of sequences.
@@ -91,6 +95,9 @@ def segment(
     root, out = bundle_root(bundle), Path(os.path.abspath(output))
     settings = {
         **_preset(fast, accurate),
+        **(FLIPS if tta else {}),
+        "save_uncertainty": tta,
+        "save_probabilities": probabilities,
         "label_scheme": _one_of("scheme", scheme, SCHEMES),
         "strict": strict,
         "output_postfix": POSTFIXES[_one_of("naming", naming, POSTFIXES)],
@@ -150,7 +157,8 @@ def _prepare(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any
 
 def _clear(out: Path, case: str, settings: dict[str, Any]) -> None:
     """Leave nothing of a case that is not whole."""
-    for path in (_label_map(out, case, settings), out / "pictures" / f"{case}.png"):
+    maps = [out / kind / f"{case}_{kind}.nii.gz" for kind in ("probabilities", "uncertainty")]
+    for path in (_label_map(out, case, settings), out / "pictures" / f"{case}.png", *maps):
         path.unlink(missing_ok=True)
 
 
@@ -200,10 +208,10 @@ def _sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
         for case in cases
     ]
     rows: list[list[str | float]] = [
-        [r.case, *(r.measures.get(name, "") for name in MEASURES), r.error, "; ".join(r.warnings), r.seconds, r.notice]
+        [r.case, *(r.measures.get(name, "") for name in COLUMNS), r.error, "; ".join(r.warnings), r.seconds, r.notice]
         for r in records
     ]
-    header = ["case", *MEASURES, "error", "warnings", "seconds", "notice"]
+    header = ["case", *COLUMNS, "error", "warnings", "seconds", "notice"]
     write_csv(out / "segmentation.csv", header, rows)
     content = {"notice": NOTICE, "cases": [asdict(record) for record in records]}
     with whole_file(out / "segmentation.json") as part:

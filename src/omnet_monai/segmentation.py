@@ -17,17 +17,21 @@ from monai.transforms import Compose, Orientation
 from omnet_monai.checks import check_image
 from omnet_monai.datalist import read_cases
 from omnet_monai.files import whole_file
-from omnet_monai.measures import measure
+from omnet_monai.measures import MEASURES, measure
 from omnet_monai.pictures import save_segmentation
-from omnet_monai.regions import REGIONS, classes_from_codes
+from omnet_monai.regions import REGIONS, classes_from_codes, regions_from_classes
 from omnet_monai.sampling import ReadableCases, first_cause
+from omnet_monai.uncertainty import region_uncertainty
 
-__all__ = ["NOTICE", "CaseRecord", "RecordHandler", "RecordedCases", "Records", "read_record"]
+__all__ = ["COLUMNS", "NOTICE", "CaseRecord", "RecordHandler", "RecordedCases", "Records", "read_record"]
 
 NOTICE = (
     "Research use only, not a medical device. The weights of the bundle are for non-commercial research only, by the"
     " terms in docs/data_license.txt."
 )
+
+COLUMNS = [*MEASURES, *(f"uncertainty_{region}" for region in REGIONS)]
+"""Names of the numbers of a case."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class CaseRecord:
         image: its files as they were given.
         error: why there is no label map, empty if there is one.
         warnings: what a reader of the label map should know.
-        measures: volumes, numbers of lesions and diameters, by the names of ``MEASURES``.
+        measures: volumes, numbers of lesions, diameters and uncertainties, by the names of ``COLUMNS``.
         seconds: time since the case before was done, reading included.
         settings: what the label map depends on beside the images.
         notice: terms of use.
@@ -180,6 +184,7 @@ class RecordHandler:
         image, pred, turn = output["image"], output["pred"], Orientation(axcodes="LPS", labels=None)
         label = MetaTensor(classes_from_codes(pred.as_tensor(), self.scheme), affine=pred.affine)
         measures = measure(label)
+        measures |= region_uncertainty(output["probs"].as_tensor().cpu(), regions_from_classes(label.as_tensor().cpu()))
         case = self.records.current or {}
         title = f"{case['case']}\n" + NOTICE.replace(". ", ".\n", 1)  # as wide as the picture
         save_segmentation(turn(image.cpu()), turn(label.cpu()), self.records.pictures / f"{case['case']}.png", title)
