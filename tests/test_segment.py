@@ -287,6 +287,32 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
     assert (tmp_path / "out put" / "phantom_001_seg.nii.gz").is_file()
 
 
+def test_two_processes_share_the_cases_and_leave_one_table(
+    segmented: Path, phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        copy_case(phantoms, tmp_path / "cases", number)
+    (tmp_path / "cases" / "phantom_001" / "phantom_001_t1.nii.gz").write_bytes(b"torn")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "omnet_monai", "segment"]
+    done = subprocess.run(
+        [sys.executable, *words, "cases", "--output", "out", "--bundle", str(small_bundle)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("error: 1 of 3 cases failed") == 1
+    rows = read_table(tmp_path / "out")
+    assert {case: bool(row["error"]) for case, row in rows.items()} == {
+        "phantom_000": False,
+        "phantom_001": True,
+        "phantom_002": False,
+    }
+    label = voxels(tmp_path / "out" / "phantom_000_seg.nii.gz")
+    np.testing.assert_array_equal(label, voxels(segmented / "phantom_000_seg.nii.gz"))
+
+
 def test_images_are_found_in_every_form_and_label_maps_left_aside(phantoms: Path, tmp_path: Path) -> None:
     case = copy_case(phantoms, tmp_path)
     shutil.copy(case / "phantom_000_seg.nii.gz", tmp_path / "other_seg.nii.gz")

@@ -9,15 +9,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from fire.decorators import SetParseFn
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigWorkflow
 
 from omnet_monai.demo import bundle_root
+from omnet_monai.distributed import join_processes
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
 from omnet_monai.overview import write_overview
@@ -103,19 +106,26 @@ def segment(
         "output_postfix": POSTFIXES[_one_of("naming", naming, POSTFIXES)],
         **overrides,
     }
-    places = {"output_dir": str(out), "num_workers": workers, **({"device": _device(device)} if device else {})}
+    places = {"output_dir": str(out), "num_workers": workers, **_device(device)}
     single = {sequence: file for sequence, file in zip(SEQUENCES, (t1, t1c, t2, flair), strict=True) if file}
     found = find_images([str(case) for case in cases], single, order)
-    _prepare(out, found, settings, resume)
-    print(NOTICE)
-    try:
-        with _quiet():
-            _run_all(root, out, settings | places)
-    finally:
-        failed = _sum_up(out, found)
+    failed: list[str] = []
+    with _processes() as first:
+        if first:
+            _prepare(out, found, settings, resume)
+            print(NOTICE)
+        idist.barrier()
+        try:
+            with _quiet():
+                _run_all(root, out, settings | places)
+            idist.barrier()
+        finally:
+            if first:
+                failed = _sum_up(out, found)
     if failed:
         raise ValueError(f"{len(failed)} of {len(found)} cases failed, see {out / 'index.html'}")
-    print(f"label maps: {out}\noverview:   {out / 'index.html'}")
+    if first:
+        print(f"label maps: {out}\noverview:   {out / 'index.html'}")
 
 
 def _preset(fast: bool, accurate: bool) -> dict[str, Any]:
@@ -130,13 +140,30 @@ def _one_of(name: str, value: str, known: Any) -> str:
     return value
 
 
-def _device(name: str) -> str:
-    """Return the expression of a device that this machine has."""
+def _device(name: str | None) -> dict[str, str]:
+    """Override the device by the one named, if it is here; of several processes each takes a GPU of its own."""
+    if name is None:
+        rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        return {"device": f"$torch.device('cuda:{rank % gpus}')"} if gpus > 1 else {}
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be one that torch finds here, got {name!r}: {error}".splitlines()[0]) from error
-    return f"$torch.device({name!r})"
+    return {"device": f"$torch.device({name!r})"}
+
+
+@contextmanager
+def _processes() -> Iterator[bool]:
+    """Join the other processes if torchrun started some, and tell whether this one is the first."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:
+        # One may have been done for hours when the last one is; gloo, as nothing but "done" is said among them.
+        join_processes("gloo", timeout=timedelta(days=30))
+    try:
+        yield idist.get_rank() == 0
+    finally:
+        if several:
+            idist.finalize()
 
 
 def _prepare(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any], resume: bool) -> None:
