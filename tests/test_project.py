@@ -18,8 +18,8 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 # A module imports only what stands before it, reading this table like a page: lower layers, then to its left.
 LAYERS = (
     "regions files",
-    "networks.blocks sequence_order checks layouts images losses transforms postprocessing loading sampling datalist"
-    " phantom inferers optimization exported distributed metrics measures uncertainty summary",
+    "networks.blocks sequence_order checks layouts images losses transforms postprocessing reading loading sampling"
+    " datalist phantom inferers optimization exported distributed metrics measures uncertainty summary",
     "networks.nets networks curriculum weights checkpoint",
     "report results pictures page scoring tracking demo packaging export zoo segmentation overview segment __main__",
 )

@@ -287,6 +287,24 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
     assert (tmp_path / "out put" / "phantom_001_seg.nii.gz").is_file()
 
 
+def test_a_case_without_a_sequence_is_segmented_on_request_alone_and_every_output_says_so(
+    phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    case = copy_case(phantoms, tmp_path)
+    (case / "phantom_000_t2.nii.gz").unlink()
+    rows = run(small_bundle, case, output=tmp_path / "out", allow_missing=True)
+    assert "missing: t2, taken for the mean of the brain; " in rows["phantom_000"]["warnings"]
+    assert "missing: t2, taken" in (tmp_path / "out" / "index.html").read_text()
+    header = nib.load(tmp_path / "out" / "phantom_000_seg.nii.gz").header
+    assert header["descrip"].item().startswith(b"without t2; research use only")
+    three = {name: str(case / f"phantom_000_{file}.nii.gz") for name, file in zip(("t1", "t1c"), NAMES, strict=False)}
+    (found,) = find_images([], three, allow_missing=True)
+    assert found["image"] == [three["t1"], three["t1c"], None, None]
+    shutil.copytree(case, tmp_path / "twice" / "phantom_000")  # what is there twice is not missing
+    shutil.copy(case / "phantom_000_t1.nii.gz", tmp_path / "twice" / "phantom_000" / "phantom_000_t1.nii")
+    assert "t1 twice" in find_images([str(tmp_path / "twice")], allow_missing=True)[0]["problems"]
+
+
 def test_two_processes_share_the_cases_and_leave_one_table(
     segmented: Path, phantoms: Path, small_bundle: Path, tmp_path: Path
 ) -> None:

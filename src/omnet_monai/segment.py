@@ -52,6 +52,7 @@ def segment(
     t2: str | None = None,
     flair: str | None = None,
     order: Sequence[str] | str | None = None,
+    allow_missing: bool = False,
     scheme: str = "brats2023",
     naming: str = "bundle",
     fast: bool = False,
@@ -79,6 +80,7 @@ def segment(
         t2: file of its T2.
         flair: file of its FLAIR.
         order: the channels of 4-D files, such as ``flair,t1,t1c,t2``; needed where no layout tells it.
+        allow_missing: segment cases that lack sequences, which the weights were not trained for.
         scheme: label scheme of the codes to write, brats2015, brats2017, brats2023 or msd.
         naming: "bundle" for ``<case>_seg.nii.gz``, "brats" for ``<case>.nii.gz`` as challenges take it.
         fast: windows that overlap by a quarter.
@@ -108,7 +110,7 @@ def segment(
     }
     places = {"output_dir": str(out), "num_workers": workers, **_device(device)}
     single = {sequence: file for sequence, file in zip(SEQUENCES, (t1, t1c, t2, flair), strict=True) if file}
-    found = find_images([str(case) for case in cases], single, order)
+    found = find_images([str(case) for case in cases], single, order, allow_missing)
     failed: list[str] = []
     with _processes() as first:
         if first:

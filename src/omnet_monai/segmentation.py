@@ -186,7 +186,8 @@ class RecordHandler:
         measures = measure(label)
         measures |= region_uncertainty(output["probs"].as_tensor().cpu(), regions_from_classes(label.as_tensor().cpu()))
         case = self.records.current or {}
-        title = f"{case['case']}\n" + NOTICE.replace(". ", ".\n", 1)  # as wide as the picture
+        without = f", without {image.meta['missing']}" if image.meta["missing"] else ""
+        title = f"{case['case']}{without}\n" + NOTICE.replace(". ", ".\n", 1)  # as wide as the picture
         save_segmentation(turn(image.cpu()), turn(label.cpu()), self.records.pictures / f"{case['case']}.png", title)
         now = time.monotonic()
         self.records.write(case, warnings=json.loads(batch["warnings"]), measures=measures, seconds=now - self.since)

@@ -33,7 +33,7 @@ __all__ = [
     "nonzero",
 ]
 
-DESCRIPTION = "OM-Net: research use only, not a medical device; weights non-commercial"
+DESCRIPTION = "research use only, not a medical device; weights non-commercial"
 """In the header of every file written, which has room for 79 characters."""
 
 
@@ -187,11 +187,16 @@ class LabelMapWriter(NibabelWriter):
         """Leave the label map on the grid it is on."""
         return data_array, affine
 
-    @classmethod
-    def create_backend_obj(cls, *args: Any, **kwargs: Any) -> Any:
+    def set_metadata(self, meta_dict: Mapping | None = None, *args: Any, **kwargs: Any) -> None:
+        """Keep what the header is to say."""
+        super().set_metadata(meta_dict, *args, **kwargs)
+        missing = (meta_dict or {}).get("missing")
+        self.description = f"without {missing}; {DESCRIPTION}"[:79] if missing else DESCRIPTION
+
+    def create_backend_obj(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # of the class in MONAI
         """Make the image, with the terms of use in its header."""
         image = super().create_backend_obj(*args, **kwargs)
-        image.header["descrip"] = DESCRIPTION
+        image.header["descrip"] = self.description
         return image
 
     def write(self, filename: PathLike, *args: Any, **kwargs: Any) -> None:
