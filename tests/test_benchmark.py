@@ -14,7 +14,7 @@ from omnet_monai.benchmark import benchmark
 from omnet_monai.inferers import AutocastInferer
 from omnet_monai.machine import convolution_seconds, machine_rates
 from omnet_monai.networks import OMNet
-from omnet_monai.rivals import Mirrored, own_paths, rivals
+from omnet_monai.rivals import own_paths, rivals
 
 
 def test_a_convolution_costs_two_operations_per_weight_and_output_voxel() -> None:
@@ -39,19 +39,6 @@ def test_rates_are_given_for_each_type_and_size() -> None:
     rates = machine_rates(sizes=(8, 16))
     assert {name: list(of) for name, of in rates["matmul"].items()} == {t: ["8", "16"] for t in ("float32", "bfloat16")}
     assert rates["copy"] > 0
-
-
-def test_mirroring_averages_all_eight_images() -> None:
-    class FirstVoxel(nn.Module):  # keeps the first voxel of each image alone: each corner of the original in turn
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            kept = torch.zeros_like(x)
-            kept[:, :, 0, 0, 0] = x[:, :, 0, 0, 0]
-            return kept
-
-    corners = torch.zeros(1, 1, 2, 3, 2)
-    corners[:, :, ::1, ::2, ::1] = 8.0
-    out = Mirrored(FirstVoxel())(torch.full((1, 1, 2, 3, 2), 64.0))
-    assert torch.equal(out, corners)  # 64 / 8 in each of the eight corners
 
 
 def test_the_last_of_our_rows_is_the_bundles_own_inferer() -> None:

@@ -119,11 +119,21 @@ def test_too_few_voxels_to_tell_the_order_are_no_error(monkeypatch: pytest.Monke
     assert "order" not in [text.split(":")[0] for text in check_image(MetaTensor(image))]
 
 
+def test_a_sequence_that_is_missing_is_named_and_the_others_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnet_monai.checks.likely_order", lambda image: pytest.fail("the order is told from all four"))
+    image = make_image()
+    image[2] = 0
+    (found,) = check_image(image)
+    assert found.startswith("missing: t2, taken for the mean of the brain; ")
+    shift(image)
+    assert [text.split(":")[0] for text in check_image(image)] == ["registration", "missing"]
+
+
 def test_what_cannot_be_a_brain_is_refused() -> None:
     with pytest.raises(ValueError, match="must measure at most 500 mm, got 62000 mm: is the spacing in mm"):
         check_image(make_image(1000.0))
     image = make_image()
     image[0, : SIZE // 2] = 0
     image[1, SIZE // 2 :] = 0
-    with pytest.raises(ValueError, match="a voxel must be other than 0 in all four sequences, got none"):
+    with pytest.raises(ValueError, match="a voxel must be other than 0 in all sequences, got none"):
         check_image(image)

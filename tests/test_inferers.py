@@ -9,7 +9,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer, SlidingWindowInf
 from torch import nn
 
 from omnet_monai import inferers
-from omnet_monai.inferers import AutocastInferer, default_device, has_bfloat16
+from omnet_monai.inferers import AutocastInferer, MirroringInferer, default_device, has_bfloat16
 from omnet_monai.networks import OMNet
 
 WINDOW = (16, 16, 8)
@@ -234,3 +234,31 @@ def test_weight_gradients_of_any_patch_are_those_of_float32(depth: int) -> None:
         gradients.append([parameter.grad for name, parameter in network.named_parameters() if "backbone" in name])
     for exact, mixed in zip(*gradients, strict=True):  # rounding is far below a half, garbage far above
         assert (mixed - exact).norm() <= 0.5 * exact.norm() + 1e-6
+
+
+@pytest.mark.parametrize(("axes", "passes"), [((), 1), ((1,), 2), ((0, 1, 2), 8)], ids=["none", "one", "three"])
+def test_mirrored_passes_are_mirrored_back_and_averaged(axes: tuple[int, ...], passes: int) -> None:
+    seen = []
+
+    def first_plane(x: torch.Tensor) -> torch.Tensor:
+        """Mark the first plane of each axis that is given, which mirroring makes the last."""
+        seen.append(x)
+        pred = torch.zeros_like(x[:, :3])
+        for axis in range(3):
+            pred.select(axis + 2, 0).add_(1)
+        return pred
+
+    pred = MirroringInferer(SimpleInferer(), axes)(image(4, 4, 4), first_plane)[0, 0]
+    assert len({tuple(x.flatten().tolist()) for x in seen}) == passes
+    # Of an axis that is mirrored both ends get half a mark, of another the first end gets it all.
+    ends = [(pred.select(axis, 0)[1, 1].item(), pred.select(axis, 3)[1, 1].item()) for axis in range(3)]
+    assert ends == [(0.5, 0.5) if axis in axes else (1.0, 0.0) for axis in range(3)]
+
+
+def test_no_mirror_changes_nothing_and_a_symmetric_network_gives_the_same_from_all() -> None:
+    x = MetaTensor(image(*WINDOW), meta={"case": "p1"})
+    expected = SimpleInferer()(x, Probe())
+    for axes in ((), (0, 2)):
+        pred = MirroringInferer(SimpleInferer(), axes)(x, Probe())
+        torch.testing.assert_close(pred.as_tensor(), expected.as_tensor())
+        assert pred.meta["case"] == "p1"

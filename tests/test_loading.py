@@ -17,7 +17,7 @@ import torch
 from monai.data import CacheDataset, DataLoader, MetaTensor
 from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd, Invertd, Orientationd, SaveImage, Spacingd
 
-from omnet_monai import loading
+from omnet_monai import reading
 from omnet_monai.datalist import read_cases, write_datalist
 from omnet_monai.layouts import find_cases
 from omnet_monai.loading import LoadCased
@@ -468,7 +468,7 @@ def test_without_itk_a_metaimage_asks_for_the_extra(
     tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = save_mha_list(tmp_path, arrays)
-    monkeypatch.setattr(loading, "optional_import", lambda name: (None, False))
+    monkeypatch.setattr(reading, "optional_import", lambda name: (None, False))
     with pytest.raises(ImportError, match=r"case p1: .*MR_T1.*mha: .* pip install omnet-monai\[mha\]"):
         LoadCased()(data)
 
@@ -557,3 +557,18 @@ def test_real_cases_load_without_a_warning(data_root: Path) -> None:
             loaded = LoadCased()(case)
         assert loaded["image"].shape == (4, 240, 240, 155)
         assert set(loaded["label"].unique().tolist()) <= {0, 1, 2, 3}
+
+
+def test_a_missing_sequence_is_zero_and_the_first_one_there_gives_the_grid(
+    phantoms: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [str(phantoms / "phantom_000" / f"phantom_000_{name}.nii.gz") for name in ("t1", "t1ce", "t2", "flair")]
+    whole = LoadCased()({"image": files})["image"]
+    image = LoadCased()({"image": [None, files[1], None, files[3]]})["image"]
+    assert not image[[0, 2]].any()
+    assert torch.equal(image[[1, 3]].as_tensor(), whole[[1, 3]].as_tensor())
+    assert torch.equal(image.affine, whole.affine)
+    assert image.meta["missing"] == "t1, t2"
+    assert "case phantom_000: missing t1, t2, taken for 0 everywhere" in caplog.text
+    with pytest.raises(ValueError, match="image must list t1, t1c, t2, flair, got 0 files"):
+        LoadCased()({"image": [None] * 4})

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from monai.data import MetaTensor
 
 from omnet_monai import pictures
-from omnet_monai.pictures import PREDICTED, TRUE, save_overlay
+from omnet_monai.pictures import CLASS_COLORS, PREDICTED, TRUE, save_overlay, save_segmentation
 from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS
 
 SHAPE = (24, 28, 20)
@@ -142,3 +142,23 @@ def test_planes_have_anterior_or_superior_up_and_the_patients_right_on_the_left(
     assert axial.tolist() == [[0, 2, 0], [1, 0, 0], [0, 0, 0]]
     assert coronal.tolist() == [[0, 3, 0], [1, 0, 0], [0, 0, 0]]
     assert sagittal.tolist() == [[0, 3, 0], [2, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("cls", [0, EDEMA, NECROSIS, ENHANCING], ids=["empty", "edema", "NCR/NET", "enhancing"])
+def test_a_segmentation_shows_each_class_in_its_color_below_bare_sequences(tmp_path: Path, cls: int) -> None:
+    image = make_image()  # half of it below 0, as normalized intensities are
+    image[:, :2] = 0
+    save_segmentation(image, make_label(cls), tmp_path / "p1.png", title="p1")
+    picture = imread(tmp_path / "p1.png")
+    middle = len(picture) // 2
+    above, below = picture[:middle], picture[middle : -len(picture) // 12]  # without the legend
+    for other, color in CLASS_COLORS.items():
+        assert colored(above, color) == 0
+        assert (colored(below, color) > 50) == (other == cls)
+    bright = np.count_nonzero((above[..., :3] > 0.9).all(-1), axis=0)
+    assert [part.sum() > 20 for part in np.array_split(bright, 4)] == [True] * 4  # all four sequences are there
+
+
+def test_a_segmentation_of_nothing_but_background_is_a_picture_too(tmp_path: Path) -> None:
+    save_segmentation(torch.zeros(4, *SHAPE), make_label(0), tmp_path / "empty.png")
+    assert imread(tmp_path / "empty.png").shape[2] == 4

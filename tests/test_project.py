@@ -18,12 +18,12 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 # A module imports only what stands before it, reading this table like a page: lower layers, then to its left.
 LAYERS = (
     "regions files",
-    "networks.blocks networks.folding sequence_order checks layouts images losses transforms postprocessing loading"
-    " sampling datalist phantom inferers optimization exported distributed metrics measures summary augmentation"
-    " caching",
+    "networks.blocks networks.folding sequence_order checks layouts images losses cropping transforms postprocessing"
+    " reading loading sampling datalist phantom inferers optimization exported distributed metrics measures uncertainty"
+    " summary augmentation caching",
     "networks.nets networks.cascade networks curriculum growing weights checkpoint",
     "report results pictures page scoring tracking cost demo variants comparison ablation packaging export zoo machine"
-    " rivals timing benchmark segmentation segment __main__",
+    " rivals timing benchmark segmentation overview segment __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]
 FILES = sorted(PACKAGE.rglob("*.py"))

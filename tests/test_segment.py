@@ -79,9 +79,11 @@ def test_a_case_becomes_a_label_map_on_its_own_grid_and_a_row(segmented: Path, p
 
 def test_every_output_says_that_it_is_for_research_and_not_a_medical_device(segmented: Path) -> None:
     words = ("research use only", "not a medical device", "non-commercial")
+    for path in ("index.html", "pictures/phantom_000.png", "segmentation.csv", "segmentation.json"):
+        assert (segmented / path).is_file(), path
     texts = [path.read_text().lower() for path in segmented.rglob("*") if path.suffix in (".csv", ".json", ".html")]
     texts.append(nib.load(segmented / "phantom_000_seg.nii.gz").header["descrip"].item().decode().lower())
-    assert len(texts) >= 4
+    assert len(texts) == 6
     for text in texts:
         assert [word in text for word in words] == [True] * 3, text
 
@@ -115,6 +117,25 @@ def test_a_scheme_and_the_names_of_a_challenge_are_a_matter_of_two_words(
     assert [rows[0][name] for name in same] == [rows[1][name] for name in same]
 
 
+def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_case(
+    segmented: Path, phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    rows = run(small_bundle, phantoms / "phantom_000", output=tmp_path, probabilities=True, tta=True, cluster_volume=0)
+    label = nib.load(tmp_path / "phantom_000_seg.nii.gz")
+    probs = nib.load(tmp_path / "probabilities" / "phantom_000_probabilities.nii.gz")
+    entropy = nib.load(tmp_path / "uncertainty" / "phantom_000_uncertainty.nii.gz")
+    assert (probs.shape, entropy.shape) == ((*label.shape, 3), label.shape)
+    for image in (probs, entropy):
+        np.testing.assert_allclose(image.affine, label.affine)
+        assert image.get_data_dtype() == np.float32
+    whole = probs.get_fdata()[..., 0]
+    np.testing.assert_array_equal(whole > 0.5, np.asarray(label.dataobj) > 0)
+    expected = 1 - 2 * whole[whole > 0.5].sum() / (whole.sum() + (whole > 0.5).sum())
+    assert float(rows["phantom_000"]["uncertainty_WT"]) == pytest.approx(expected, abs=1e-4)
+    assert entropy.get_fdata().max() <= 1
+    assert not {"probabilities", "uncertainty"} & {path.name for path in segmented.iterdir()}
+
+
 @pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
 def test_what_the_checks_find_is_a_warning_and_fails_a_case_only_on_request(
     workers: int, phantoms: Path, small_bundle: Path, tmp_path: Path
@@ -144,7 +165,7 @@ def test_a_batch_goes_on_when_cases_fail_and_says_which_and_why(
     (cases / "phantom_000" / "phantom_000_t2.nii.gz").unlink()
     (cases / "phantom_001" / "phantom_001_flair.nii.gz").write_bytes(b"torn")
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match=r"2 of 3 cases failed, see .*segmentation\.csv"):
+    with pytest.raises(ValueError, match=r"2 of 3 cases failed, see .*index\.html"):
         run(small_bundle, cases, output=out, workers=workers)
     errors = {case: row["error"] for case, row in read_table(out).items()}
     assert errors["phantom_000"] == "missing t2"
@@ -168,6 +189,7 @@ def test_a_case_that_fails_in_the_network_or_behind_it_fails_alone(
     monkeypatch.setattr(LabelMapWriter, "write", full_disk)
     with pytest.raises(ValueError, match="1 of 4 cases failed"):
         run(small_bundle, phantoms, output=tmp_path)
+    assert not list(tmp_path.rglob("phantom_001*[gz]"))  # neither a label map nor a picture
     errors = {case: row["error"] for case, row in read_table(tmp_path).items()}
     assert errors == {"phantom_001": "OSError: no space left on device"} | {f"phantom_00{n}": "" for n in (0, 2, 3)}
 
@@ -258,11 +280,55 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
         [*words, "--bundle", str(small_bundle)], cwd=tmp_path, capture_output=True, text=True, env=environment
     )
     assert done.returncode == 1
-    assert done.stderr == f"error: 1 of 2 cases failed, see {tmp_path / 'out put' / 'segmentation.csv'}\n"
+    assert done.stderr == f"error: 1 of 2 cases failed, see {tmp_path / 'out put' / 'index.html'}\n"
     first, second = done.stdout.splitlines()[1:3]
     assert first.startswith("[1/2] phantom_000: failed: case phantom_000: ")
     assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s; warning: brain: ", second)
     assert (tmp_path / "out put" / "phantom_001_seg.nii.gz").is_file()
+
+
+def test_a_case_without_a_sequence_is_segmented_on_request_alone_and_every_output_says_so(
+    phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    case = copy_case(phantoms, tmp_path)
+    (case / "phantom_000_t2.nii.gz").unlink()
+    rows = run(small_bundle, case, output=tmp_path / "out", allow_missing=True)
+    assert "missing: t2, taken for the mean of the brain; " in rows["phantom_000"]["warnings"]
+    assert "missing: t2, taken" in (tmp_path / "out" / "index.html").read_text()
+    header = nib.load(tmp_path / "out" / "phantom_000_seg.nii.gz").header
+    assert header["descrip"].item().startswith(b"without t2; research use only")
+    three = {name: str(case / f"phantom_000_{file}.nii.gz") for name, file in zip(("t1", "t1c"), NAMES, strict=False)}
+    (found,) = find_images([], three, allow_missing=True)
+    assert found["image"] == [three["t1"], three["t1c"], None, None]
+    shutil.copytree(case, tmp_path / "twice" / "phantom_000")  # what is there twice is not missing
+    shutil.copy(case / "phantom_000_t1.nii.gz", tmp_path / "twice" / "phantom_000" / "phantom_000_t1.nii")
+    assert "t1 twice" in find_images([str(tmp_path / "twice")], allow_missing=True)[0]["problems"]
+
+
+def test_two_processes_share_the_cases_and_leave_one_table(
+    segmented: Path, phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        copy_case(phantoms, tmp_path / "cases", number)
+    (tmp_path / "cases" / "phantom_001" / "phantom_001_t1.nii.gz").write_bytes(b"torn")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "omnet_monai", "segment"]
+    done = subprocess.run(
+        [sys.executable, *words, "cases", "--output", "out", "--bundle", str(small_bundle)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("error: 1 of 3 cases failed") == 1
+    rows = read_table(tmp_path / "out")
+    assert {case: bool(row["error"]) for case, row in rows.items()} == {
+        "phantom_000": False,
+        "phantom_001": True,
+        "phantom_002": False,
+    }
+    label = voxels(tmp_path / "out" / "phantom_000_seg.nii.gz")
+    np.testing.assert_array_equal(label, voxels(segmented / "phantom_000_seg.nii.gz"))
 
 
 def test_images_are_found_in_every_form_and_label_maps_left_aside(phantoms: Path, tmp_path: Path) -> None:

@@ -30,22 +30,23 @@ def check_image(image: MetaTensor) -> list[str]:
     Check the four sequences of a case as they were read.
 
     Args:
-        image: the sequences in the order of ``SEQUENCES``, background 0, shape ``(4, H, W, D)``.
+        image: the sequences in the order of ``SEQUENCES``, background 0, shape ``(4, H, W, D)``; one that is missing is
+            0 everywhere.
 
     Returns:
         Findings, each ``"what: text with the number"``: spacing, brain, cropped, registration, normalized, negative,
-        levels and order. None of them is certain, and nothing found is no proof that all is well.
+        levels, order and missing. None of them is certain, and nothing found is no proof that all is well.
 
     Raises:
         ValueError: if no voxel is brain in all sequences, or the brain measures more than half a meter.
     """
-    volumes = np.asarray(image)
-    masks = volumes != BACKGROUND
-    brain = masks.any(0)
+    volumes = {name: volume for name, volume in zip(SEQUENCES, np.asarray(image), strict=True) if volume.any()}
+    masks = np.stack([volume != BACKGROUND for volume in volumes.values()] or [np.zeros(image.shape[1:], dtype=bool)])
+    brain: np.ndarray = np.logical_or.reduce(masks)
     if not masks.all(0).any():
-        raise ValueError("brain: a voxel must be other than 0 in all four sequences, got none")
+        raise ValueError("brain: a voxel must be other than 0 in all sequences, got none")
     spacing = [float(size) for size in image.pixdim]
-    sides = [int(np.ptp(np.flatnonzero(brain.any(axes)))) + 1 for axes in ((1, 2), (0, 2), (0, 1))]
+    sides = [int(np.ptp(np.flatnonzero(np.any(brain, axis=axes)))) + 1 for axes in ((1, 2), (0, 2), (0, 1))]
     extent = max(side * size for side, size in zip(sides, spacing, strict=True))
     if extent > EXTENT:
         raise ValueError(f"brain: it must measure at most {EXTENT:.0f} mm, got {extent:.0f} mm: is the spacing in mm?")
@@ -53,9 +54,11 @@ def check_image(image: MetaTensor) -> list[str]:
     volume = float(brain.sum() * voxel)
     return [
         *_check_space(brain, spacing, volume),
-        *_check_registration(masks),
-        *(text for name, volume in zip(SEQUENCES, volumes, strict=True) for text in _check_intensities(name, volume)),
-        *(_check_order(volumes) if volume <= BRAIN[1] else ()),  # skull and background look like no sequence
+        *_check_registration(dict(zip(volumes, masks, strict=True))),
+        *(text for name, intensities in volumes.items() for text in _check_intensities(name, intensities)),
+        *_check_missing(volumes),
+        # Skull and background look like no sequence.
+        *(_check_order(np.asarray(image)) if volume <= BRAIN[1] and len(volumes) == len(SEQUENCES) else ()),
     ]
 
 
@@ -73,16 +76,14 @@ def _check_space(brain: np.ndarray, spacing: list[float], volume: float) -> Iter
         yield f"cropped: {max(shares):.0%} of a side of the volume are brain; it may have been cut off there"
 
 
-def _check_registration(masks: np.ndarray) -> Iterator[str]:
-    sizes = masks.sum((1, 2, 3))
+def _check_registration(masks: dict[str, np.ndarray]) -> Iterator[str]:
+    sizes = {name: np.count_nonzero(mask) for name, mask in masks.items()}
     pairs = {
-        (a, b): 2 * np.count_nonzero(masks[a] & masks[b]) / (sizes[a] + sizes[b])
-        for a, b in combinations(range(len(masks)), 2)
+        (a, b): 2 * np.count_nonzero(masks[a] & masks[b]) / (sizes[a] + sizes[b]) for a, b in combinations(masks, 2)
     }
-    (a, b), dice = min(pairs.items(), key=lambda item: item[1])
+    (a, b), dice = min(pairs.items(), key=lambda item: item[1], default=(("", ""), 1.0))
     if dice < OVERLAP:
-        names = f"{SEQUENCES[a]} and {SEQUENCES[b]}"
-        yield f"registration: what is not 0 in {names} overlaps with a Dice of {dice:.2f}; are they co-registered?"
+        yield f"registration: what is not 0 in {a} and {b} overlaps with a Dice of {dice:.2f}; are they co-registered?"
 
 
 def _check_intensities(name: str, volume: np.ndarray) -> Iterator[str]:
@@ -98,6 +99,13 @@ def _check_intensities(name: str, volume: np.ndarray) -> Iterator[str]:
     levels = len(np.unique(values))
     if levels < LEVELS:
         yield f"levels: {name} has {levels} different intensities; was it rounded after scaling?"
+
+
+def _check_missing(volumes: dict[str, np.ndarray]) -> Iterator[str]:
+    missing = [name for name in SEQUENCES if name not in volumes]
+    if missing:
+        sentence = "the bundle's weights were trained with all four sequences, how they do without was not measured"
+        yield f"missing: {', '.join(missing)}, taken for the mean of the brain; {sentence}"
 
 
 def _check_order(volumes: np.ndarray) -> Iterator[str]:

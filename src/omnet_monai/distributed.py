@@ -14,14 +14,15 @@ from torch import nn
 __all__ = ["BufferBroadcast", "join_processes", "parallel_network", "share_of_process"]
 
 
-def join_processes(backend: str) -> None:
+def join_processes(backend: str, **options: Any) -> None:
     """
     Join the group of processes that torchrun started. Below warnings, only the first one's log speaks for all.
 
     Args:
         backend: "nccl" on GPUs, "gloo" on CPUs.
+        options: of ``torch.distributed.init_process_group``, such as a ``timeout``.
     """
-    idist.initialize(backend)
+    idist.initialize(backend, **options)
     if idist.get_rank() > 0:
         logging.disable(logging.INFO)
 

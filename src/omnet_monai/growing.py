@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from ignite.engine import Engine, Events
 
 from omnet_monai.augmentation import BatchAugmentation
+from omnet_monai.cropping import RandCropByTaskd
 from omnet_monai.curriculum import Curriculum
-from omnet_monai.transforms import RandCropByTaskd
 
 __all__ = ["GrowingPatches"]
 

@@ -14,7 +14,10 @@ __all__ = ["find_images"]
 
 
 def find_images(
-    paths: Sequence[str], single: dict[str, str] | None = None, order: Sequence[str] | str | None = None
+    paths: Sequence[str],
+    single: dict[str, str] | None = None,
+    order: Sequence[str] | str | None = None,
+    allow_missing: bool = False,
 ) -> list[dict[str, Any]]:
     """
     List the cases to segment.
@@ -23,6 +26,7 @@ def find_images(
         paths: folders of a case or of many, or image files.
         single: the files of one case by sequence.
         order: the channels of 4-D files, a sequence or a text with commas.
+        allow_missing: let a case lack sequences; ``None`` stands in their places.
 
     Returns:
         Entries of a datalist, ``{"case", "image"}`` with absolute paths and for a 4-D file its "order"; an entry with
@@ -38,10 +42,13 @@ def find_images(
     cases = [case for path in paths for case in _cases_of(Path(os.path.abspath(path)), channels)]
     if single:
         missing = [f"--{sequence}" for sequence in SEQUENCES if sequence not in single]
-        if missing:
+        if missing and not allow_missing:
             raise ValueError(f"a case of four files needs --t1, --t1c, --t2 and --flair, lacks {', '.join(missing)}")
-        files = [os.path.abspath(single[sequence]) for sequence in SEQUENCES]
-        cases.append({"case": case_name([Path(file) for file in files]), "image": files})
+        files = [os.path.abspath(single[sequence]) if sequence in single else None for sequence in SEQUENCES]
+        cases.append({"case": case_name([Path(file) for file in files if file]), "image": files})
+    for case in cases if allow_missing else ():
+        if case.get("problems", "").startswith("missing ") and ";" not in case["problems"]:
+            del case["problems"]
     if not cases:
         raise ValueError("segment needs cases: folders, 4-D files, or --t1, --t1c, --t2 and --flair, got none")
     names: dict[str, Any] = {}

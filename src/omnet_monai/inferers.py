@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from omnet_monai.networks.folding import LAYOUTS, folded
 
-__all__ = ["AutocastInferer", "default_device", "has_bfloat16"]
+__all__ = ["AutocastInferer", "MirroringInferer", "default_device", "has_bfloat16"]
 
 
 class AutocastInferer(Inferer):
@@ -59,6 +60,30 @@ class AutocastInferer(Inferer):
         windows = _Windows(network, self.skip_empty and inference)
         with torch.autocast(kind, torch.bfloat16, enabled=amp):
             return self.inferer(inputs, windows, *args, **kwargs)
+
+
+class MirroringInferer(Inferer):
+    """
+    Average what an inferer returns for an image and for its mirror images, each mirrored back: test-time flips.
+
+    Args:
+        inferer: the inferer that does the work.
+        axes: spatial axes to mirror along, in every combination: none are one pass, three are eight.
+    """
+
+    def __init__(self, inferer: Inferer, axes: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.axes = tuple(axes)
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the mean over all mirror images of ``inputs``, shape ``(B, C, *spatial)``."""
+        mirrored = [sides for number in range(len(self.axes) + 1) for sides in combinations(self.axes, number)]
+        total = torch.zeros(())
+        for sides in mirrored:
+            dims = [side + 2 for side in sides]
+            total = total + self.inferer(inputs.flip(dims), network, *args, **kwargs).flip(dims)
+        return total / len(mirrored)
 
 
 def default_device() -> torch.device:

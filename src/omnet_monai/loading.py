@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.data import MetaTensor
 from monai.transforms import Transform
-from monai.utils import optional_import
-from nibabel.filebasedimages import ImageFileError
 
-from omnet_monai.layouts import EXTENSIONS, case_name, find_case, missing_or_twice, name_parts, stem
+from omnet_monai.layouts import case_name, find_case, missing_or_twice, name_parts, stem
+from omnet_monai.reading import file_error as _error
+from omnet_monai.reading import read_file
 from omnet_monai.regions import SEQUENCES, classes_from_codes
 
 __all__ = ["LoadCased", "read_label"]
@@ -30,7 +29,6 @@ AXES_TOLERANCE = 1e-3
 ORIGIN_TOLERANCE = 0.5
 """Difference between two origins, in voxels along any axis, up to which the first is taken, with a warning."""
 
-UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, ImageFileError)
 Grid = tuple[tuple[int, ...], np.ndarray]
 
 
@@ -38,7 +36,7 @@ class LoadCased(Transform):
     """
     Load the four sequences of a case, and its label if there is one, from any of the forms cases come in:
 
-    - a list of four files in the order of ``SEQUENCES``,
+    - a list of four files in the order of ``SEQUENCES``, ``None`` for one that is missing, which is logged,
     - one 4-D file,
     - a folder with four files of a known layout,
     - one 3-D file whose siblings lie beside it or in ``modalities/<case>/`` below its folder, as for MONAI Label.
@@ -84,16 +82,19 @@ class LoadCased(Transform):
             ImportError: for a ``.mha`` file without ITK.
         """
         case, files, order = _locate(data[self.image_key], data.get("case"))
-        if len(files) == 1:
+        first = next(iter(files.values()))
+        if "image" in files:
             stated = data.get("order") or self.order
             order = stated or order or SEQUENCES
-            image, affine = _read_channels(case, files[0], order)
+            image, affine = _read_channels(case, first, order)
             if not stated:
-                logger.info(f"case {case}: {files[0]}: no order was given, channels are read as {', '.join(order)}")
+                logger.info(f"case {case}: {first}: no order was given, channels are read as {', '.join(order)}")
         else:
             image, affine = _read_sequences(case, files)
         result = {key: value for key, value in data.items() if key != "order"}
-        result[self.image_key] = _with_meta(torch.from_numpy(image), affine, case, files[0])
+        result[self.image_key] = _with_meta(torch.from_numpy(image), affine, case, first)
+        missing = [] if "image" in files else [sequence for sequence in SEQUENCES if sequence not in files]
+        result[self.image_key].meta["missing"] = ", ".join(missing)
         if self.label_key in data:
             file = Path(data[self.label_key])
             label = read_label(case, file, data.get("scheme") or self.scheme, image.shape[1:], affine)
@@ -103,7 +104,7 @@ class LoadCased(Transform):
 
 def read_label(case: str, file: Path, scheme: str | None, shape: tuple[int, ...], affine: np.ndarray) -> torch.Tensor:
     """Read a label map on the grid of the image into inner classes, uint8 of shape ``(1, H, W, D)``."""
-    array, own_affine = _read(case, file)
+    array, own_affine = read_file(case, file)
     _warn_of_shifts(case, file, {file: _grid_shift(case, file, (array.shape, own_affine), (shape, affine))})
     # One byte where the codes allow: finding the codes in use takes a fifth of the time then.
     codes = array.astype(np.uint8 if array.min() >= 0 and array.max() <= 255 else np.int64)
@@ -118,15 +119,15 @@ def read_label(case: str, file: Path, scheme: str | None, shape: tuple[int, ...]
     return label[None]
 
 
-def _error(case: str, file: Path, rule: str) -> ValueError:
-    return ValueError(f"case {case}: {file}: {rule}")
-
-
-def _locate(image: Any, case: str | None) -> tuple[str, list[Path], Sequence[str] | None]:
-    """Name a case and list its files in the order of ``SEQUENCES``, or its one 4-D file with its order if known."""
-    if isinstance(image, (list, tuple)) and all(isinstance(file, (str, os.PathLike)) for file in image):
-        files = [Path(file) for file in image]
-        case = case or case_name(files)
+def _locate(image: Any, case: str | None) -> tuple[str, dict[str, Path], Sequence[str] | None]:
+    """Name a case and its files by sequence, or its one 4-D file as "image" with its order if known."""
+    if isinstance(image, (list, tuple)) and all(isinstance(file, (str, os.PathLike, type(None))) for file in image):
+        listed = [Path(file) for file in image if file is not None]
+        case = case or case_name(listed)
+        if len(image) != len(SEQUENCES) or not listed:
+            names = ", ".join(map(str, listed))
+            raise ValueError(f"case {case}: image must list {', '.join(SEQUENCES)}, got {len(listed)} files: {names}")
+        files = {part: Path(file) for part, file in zip(SEQUENCES, image, strict=True) if file is not None}
         _check_list(case, files)
         return case, files, None
     if not isinstance(image, (str, os.PathLike)):
@@ -141,71 +142,50 @@ def _locate(image: Any, case: str | None) -> tuple[str, list[Path], Sequence[str
     problems = "" if "image" in found else missing_or_twice(found)
     if problems:
         raise _error(case or name, path, f"a file for each of {', '.join(SEQUENCES)} must be there, got {problems}")
-    return case or name, [found[part][0] for part in (["image"] if "image" in found else SEQUENCES)], order
+    return case or name, {part: found[part][0] for part in (["image"] if "image" in found else SEQUENCES)}, order
 
 
-def _check_list(case: str, files: list[Path]) -> None:
-    """Refuse a list that is not one existing file per sequence, each in its place as far as its name tells."""
-    names = ", ".join(map(str, files))
-    if len(files) != len(SEQUENCES):
-        raise ValueError(f"case {case}: image must list {', '.join(SEQUENCES)}, got {len(files)} files: {names}")
-    for sequence, file in zip(SEQUENCES, files, strict=True):
+def _check_list(case: str, files: dict[str, Path]) -> None:
+    """Refuse files that do not exist, are listed twice, or are named for another sequence than that of their place."""
+    for sequence, file in files.items():
         if not file.is_file():
             raise _error(case, file, f"missing sequence: the file of {sequence} must exist")
-    told = [parts.part if parts and parts.part != "image" else None for parts in map(name_parts, files)]
-    for position, (file, part) in enumerate(zip(files, told, strict=True)):
-        for other, other_part in zip(files[:position], told, strict=False):
+    parts = [(file, name_parts(file)) for file in files.values()]
+    told = [(file, found.part if found and found.part != "image" else None) for file, found in parts]
+    for position, (file, part) in enumerate(told):
+        for other, other_part in told[:position]:
             if file.samefile(other) or (part and part == other_part):
                 raise _error(case, file, f"a sequence must be listed once, got {part or 'it'} twice: also {other}")
-    for sequence, file, part in zip(SEQUENCES, files, told, strict=True):
+    for sequence, (file, part) in zip(files, told, strict=True):
         if part not in (None, sequence):
             raise _error(case, file, f"file must be {sequence} by its place in the list, got {part} by its name")
 
 
-def _read(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a file: its array as stored, without axes of one beyond the third, and its affine to RAS in mm."""
-    if not file.is_file():
-        raise _error(case, file, "file must exist, got a path without a file")
-    if stem(file) is None:
-        raise _error(case, file, f"file must end in one of {', '.join(EXTENSIONS)}, got {file.name}")
-    mha = file.name.lower().endswith(".mha")
-    if mha and not optional_import("itk")[1]:
-        raise ImportError(f"case {case}: {file}: MetaImage files need ITK: pip install omnet-monai[mha]")
-    reader = ITKReader() if mha else NibabelReader()
-    try:
-        array, meta = reader.get_data(reader.read(str(file)))
-        array = np.array(array)  # a copy: an ITK array is a view of an image about to be freed
-    except UNREADABLE as error:
-        raise _error(case, file, f"file must be readable, got {type(error).__name__}: {error}") from error
-    affine = np.asarray(meta["original_affine"], dtype=np.float64)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
-        raise _error(case, file, f"affine must be an invertible 4x4 matrix, got {affine.tolist()}")
-    if array.dtype.kind not in "biuf":
-        raise _error(case, file, f"values must be real numbers, one per voxel, got {array.dtype}")
-    if not np.isfinite(array).all():
-        raise _error(case, file, f"values must be finite, got {np.count_nonzero(~np.isfinite(array))} NaN or infinite")
-    return array.reshape(array.shape[:3] + tuple(size for size in array.shape[3:] if size > 1)), affine
-
-
-def _read_sequences(case: str, files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Read four 3-D files that share a grid into float32 of shape ``(4, H, W, D)``, with the first one's affine."""
-    volumes, affines = zip(*(_read(case, file) for file in files), strict=True)
-    shifts = {}
-    for sequence, file, volume, affine in zip(SEQUENCES, files, volumes, affines, strict=True):
+def _read_sequences(case: str, files: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Read 3-D files that share a grid into float32 of shape ``(4, H, W, D)``, with the first one's affine."""
+    volumes = {sequence: read_file(case, file) for sequence, file in files.items()}
+    first, affine = next(iter(volumes.values()))
+    image, shifts = np.zeros((len(SEQUENCES), *first.shape), dtype=np.float32), {}
+    for sequence, (volume, own_affine) in volumes.items():
         if volume.ndim != 3:
-            raise _error(case, file, f"{sequence} must be a 3-D image, got shape {volume.shape}")
+            raise _error(case, files[sequence], f"{sequence} must be a 3-D image, got shape {volume.shape}")
         if not volume.any():
-            raise _error(case, file, f"{sequence} must not be empty, got zeros only")
-        shifts[file] = _grid_shift(case, file, (volume.shape, affine), (volumes[0].shape, affines[0]))
-    _warn_of_shifts(case, files[0], shifts)
-    return np.stack(volumes).astype(np.float32, copy=False), affines[0]
+            raise _error(case, files[sequence], f"{sequence} must not be empty, got zeros only")
+        grids = (volume.shape, own_affine), (first.shape, affine)
+        shifts[files[sequence]] = _grid_shift(case, files[sequence], *grids)
+        image[SEQUENCES.index(sequence)] = volume
+    _warn_of_shifts(case, files[next(iter(files))], shifts)
+    missing = [sequence for sequence in SEQUENCES if sequence not in files]
+    if missing:
+        logger.warning(f"case {case}: missing {', '.join(missing)}, taken for 0 everywhere")
+    return image, affine
 
 
 def _read_channels(case: str, file: Path, order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Read a 4-D file with the channels of ``order`` into float32 of shape ``(4, H, W, D)``, and its affine."""
     if sorted(order) != sorted(SEQUENCES):
         raise _error(case, file, f"order must be a permutation of {', '.join(SEQUENCES)}, got {order!r}")
-    array, affine = _read(case, file)
+    array, affine = read_file(case, file)
     if array.ndim != 4 or array.shape[3] != len(SEQUENCES):
         raise _error(case, file, f"a file without siblings must be 4-D with 4 channels last, got shape {array.shape}")
     channels = [array[..., list(order).index(sequence)] for sequence in SEQUENCES]

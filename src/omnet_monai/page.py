@@ -12,7 +12,7 @@ from omnet_monai.metrics import METRICS
 from omnet_monai.regions import REGIONS
 from omnet_monai.results import COLUMNS, CaseScore, Results, digits
 
-__all__ = ["write_page"]
+__all__ = ["picture_of", "write_html", "write_page"]
 
 WIDTH, LANE, LEFT = 570, 46, 44
 """Of a chart: width, height of a region's lane, and space for its name, in pixels."""
@@ -44,8 +44,6 @@ def write_page(path: Path, results: Results, pictures: Path, limit: int = 100) -
     pages = [pictures / f"{case.case}.png" if number < limit else None for number, case in enumerate(results.scored)]
     cases = [_case(number, *pair) for number, pair in enumerate(zip(results.scored, pages, strict=True))]
     total = len(results.scored) + len(results.failed)
-    # The policy forbids every request, so the page is the same wherever it is opened.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     body = [
         f"<h1>{len(results.scored)} of {total} cases scored</h1>",
         *[f'<p class="failed"><b>Not scored:</b> {escape(case.error)}</p>' for case in results.failed],
@@ -57,13 +55,26 @@ def write_page(path: Path, results: Results, pictures: Path, limit: int = 100) -
         "<h2>Cases, lowest mean Dice first</h2>",
         *cases,
     ]
+    write_html(path, "Evaluation", body)
+
+
+def write_html(path: Path, title: str, body: Sequence[str]) -> None:
+    """Write an HTML file, whole or not at all, that holds everything it shows."""
+    # The policy forbids every request, so the page is the same wherever it is opened.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     with whole_file(path) as part:
         part.write_text(
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>\n'
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n",
             encoding="utf-8",
         )
+
+
+def picture_of(case: str, picture: Path) -> str:
+    """Return the element that holds a PNG file itself."""
+    data = base64.b64encode(picture.read_bytes()).decode("ascii")
+    return f'<img alt="three planes of {escape(case)}" src="data:image/png;base64,{data}">'
 
 
 def _summary(results: Results) -> str:
@@ -108,10 +119,7 @@ def _case(number: int, case: CaseScore, picture: Path | None) -> str:
     cells = [digits(column, case.values[column]) for column in COLUMNS]
     classes = [_mark(column, case.values[column]) for column in COLUMNS]
     volumes = [f"{case.values[f'{source}_ml_{region}']:.1f}" for source in ("truth", "pred") for region in REGIONS]
-    image = ""
-    if picture is not None:
-        data = base64.b64encode(picture.read_bytes()).decode("ascii")
-        image = f'<img alt="three planes of {escape(case.case)}" src="data:image/png;base64,{data}">'
+    image = "" if picture is None else picture_of(case.case, picture)
     table = _table(cells, classes, volumes)
     return f'<section id="case{number}"><h3>{number + 1}. {escape(case.case)}</h3>{table}{image}</section>'
 

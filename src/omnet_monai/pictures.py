@@ -1,4 +1,4 @@
-"""Pictures of a case: each region in three planes through its center and where most is wrong, truth and prediction."""
+"""Pictures of a case: its regions beside the truth where there is one, or its sequences and what was segmented."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from omnet_monai.files import whole_file
-from omnet_monai.regions import REGIONS, SEQUENCES
+from omnet_monai.regions import CLASS_NAMES, EDEMA, ENHANCING, NECROSIS, REGIONS, SEQUENCES
 
-__all__ = ["PREDICTED", "TRUE", "save_overlay"]
+__all__ = ["CLASS_COLORS", "PREDICTED", "TRUE", "save_overlay", "save_segmentation"]
 
 TRUE, PREDICTED = "#3db7ff", "#ff9a1f"
 """Colors of the truth and of what only it holds, of the prediction and of what only it holds; color-blind safe."""
+
+CLASS_COLORS = {NECROSIS: "#d55e00", EDEMA: "#56b4e9", ENHANCING: "#f0e442"}
+"""Colors of the inner classes where there is no truth to compare with; color-blind safe."""
 
 SHOWN_ON = {"WT": "flair", "TC": "t1c", "ET": "t1c"}
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -65,7 +68,45 @@ def save_overlay(
             axis.set_title(name, color="white", fontsize=8)
         row[0].set_ylabel(_caption(region, pred, true, float(np.prod(spacing))), color="white", fontsize=9)
     figure.suptitle(title, color="white", fontsize=10)
-    _draw_legend(figure, with_truth=reference is not None)
+    meanings = {"prediction": PREDICTED}
+    if reference is not None:
+        meanings = {"truth, filled where missed": TRUE, "prediction, filled where false": PREDICTED}
+    _draw_legend(figure, meanings)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=100)
+    plt.close(figure)
+
+
+def save_segmentation(
+    image: torch.Tensor | np.ndarray, label: torch.Tensor | np.ndarray, path: str | Path, title: str = ""
+) -> None:
+    """
+    Draw a case so that a look tells whether to trust it. Above are the four sequences in the axial plane through the
+    tumor's center, each with the name it was given; below the classes, on FLAIR in three planes and on T1c in one.
+
+    Args:
+        image: the four sequences in the order of ``SEQUENCES``, background 0, LPS axes, shape ``(4, H, W, D)``; the
+            size of a voxel is a ``MetaTensor``'s, else 1 mm along each axis.
+        label: inner classes, shape ``(1, H, W, D)`` or ``(H, W, D)``.
+        path: PNG file to write.
+        title: text above the picture.
+    """
+    import matplotlib.pyplot as plt  # here, because it takes longer to import than everything else
+
+    spacing = image.pixdim.tolist() if isinstance(image, MetaTensor) else [1.0] * 3
+    volumes, found = _crop(np.asarray(image, dtype=np.float32), np.asarray(label).reshape(image.shape[1:]))
+    center = _center(found > 0)
+    planes = {name: (normal, int(center[normal])) for name, normal in PLANES.items()}
+    figure, axes = plt.subplots(2, len(SEQUENCES), figsize=(10.8, 6.4), facecolor="black", layout="constrained")
+    for axis, sequence in zip(axes[0], SEQUENCES, strict=True):
+        _draw_classes(axis, volumes[SEQUENCES.index(sequence)], None, *planes["axial"], spacing)
+        axis.set_title(sequence.upper(), color="white", fontsize=10)
+    views = [*((name, "flair") for name in PLANES), ("axial", "t1c")]
+    for axis, (name, sequence) in zip(axes[1], views, strict=True):
+        _draw_classes(axis, volumes[SEQUENCES.index(sequence)], found, *planes[name], spacing)
+        axis.set_title(f"{name}, on {sequence.upper()}", color="white", fontsize=10)
+    figure.suptitle(title, color="white", fontsize=10)
+    _draw_legend(figure, {CLASS_NAMES[cls]: color for cls, color in CLASS_COLORS.items()})
     with whole_file(path) as part:
         figure.savefig(part, dpi=100)
     plt.close(figure)
@@ -118,14 +159,30 @@ def _draw_plane(
     axis.spines[:].set_visible(False)
 
 
-def _draw_legend(figure: Any, with_truth: bool) -> None:
+def _draw_classes(
+    axis: Any, volume: np.ndarray, label: np.ndarray | None, normal: int, position: int, spacing: Sequence[float]
+) -> None:
+    """Draw a plane of a sequence between its own extremes, and the classes on it if there are any."""
+    brain = volume[volume != 0]
+    low, high = np.percentile(brain, [0.5, 99.5]) if brain.size else (0.0, 1.0)
+    across, up = (size for n, size in enumerate(spacing) if n != normal)
+    shown = np.where(volume == 0, low, volume)  # a background of 0 may lie amid intensities that were normalized
+    axis.imshow(_slice(shown, normal, position), cmap="gray", vmin=low, vmax=high, aspect=up / across)
+    plane = _slice(np.zeros_like(volume) if label is None else label, normal, position)
+    for cls, color in CLASS_COLORS.items():
+        mask = plane == cls
+        axis.imshow(_tint(mask, color), aspect=up / across)
+        if mask.any():
+            axis.contour(mask, levels=[0.5], colors=color, linewidths=0.8)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def _draw_legend(figure: Any, meanings: dict[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    meanings = {"prediction": PREDICTED}
-    if with_truth:
-        meanings = {"truth, filled where missed": TRUE, "prediction, filled where false": PREDICTED}
     lines = [Line2D([], [], color=color, label=label) for label, color in meanings.items()]
-    figure.legend(handles=lines, loc="outside lower center", ncols=2, labelcolor="linecolor", frameon=False, fontsize=9)
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, labelcolor="linecolor", frameon=False, fontsize=9)
 
 
 def _slice(volume: np.ndarray, normal: int, position: int) -> np.ndarray:

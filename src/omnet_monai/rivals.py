@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, combinations
 from typing import Any
 
-import torch
 from monai.inferers import Inferer, SlidingWindowInferer
 from monai.networks.nets import DynUNet, SegResNet
 from torch import nn
 
-from omnet_monai.inferers import AutocastInferer
+from omnet_monai.inferers import AutocastInferer, MirroringInferer
 from omnet_monai.networks import ModelCascade, OMNet
 
 __all__ = ["Rival", "own_paths", "rivals"]
@@ -95,7 +93,7 @@ def rivals(network: OMNet, default: AutocastInferer) -> list[Rival]:
         Rival("SegResNet, published window, bfloat16", zoo, AutocastInferer(window, fold=False), whole=True),
         Rival("SegResNet, brain's box, bfloat16", zoo, AutocastInferer(SlidingWindowInferer((240, 240, 160), 1, 0))),
         Rival("nnU-Net's network", unet, tiles, slow=True),
-        Rival("nnU-Net's network, mirrored", Mirrored(unet), tiles, slow=True),
+        Rival("nnU-Net's network, mirrored", unet, MirroringInferer(tiles, (0, 1, 2)), slow=True),
     ]
     for row in rows:
         row.network.eval()
@@ -119,25 +117,3 @@ def _finding(network: OMNet, cascade: ModelCascade) -> ModelCascade:
     for single in cascade.networks[:2]:
         single.load_state_dict(coarse)
     return cascade
-
-
-class Mirrored(nn.Module):
-    """
-    Average a network over all mirror images of its input, as nnU-Net does.
-
-    Args:
-        network: what maps ``(B, C, *spatial)`` to one tensor of the same spatial shape.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map windows to the mean over the mirror images along every subset of the spatial axes."""
-        axes = range(2, x.dim())
-        subsets = list(chain.from_iterable(combinations(axes, number) for number in range(len(axes) + 1)))
-        total = torch.zeros(1, device=x.device)
-        for subset in subsets:
-            total = total + self.network(x.flip(subset)).flip(subset)
-        return total / len(subsets)

@@ -9,29 +9,33 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from fire.decorators import SetParseFn
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigWorkflow
 
 from omnet_monai.demo import bundle_root
+from omnet_monai.distributed import join_processes
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
-from omnet_monai.measures import MEASURES
+from omnet_monai.overview import write_overview
 from omnet_monai.regions import SCHEMES, SEQUENCES
 from omnet_monai.report import write_csv
 from omnet_monai.sampling import first_cause
-from omnet_monai.segmentation import NOTICE, CaseRecord, Records, read_record
+from omnet_monai.segmentation import COLUMNS, NOTICE, CaseRecord, Records, read_record
 
 __all__ = ["segment"]
 
 POSTFIXES = {"bundle": "seg", "brats": ""}
 """What each ``--naming`` appends to a case's name."""
 
-PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "accurate": {"overlap": 0.625}}
+FLIPS = {"flips": [0, 1, 2]}
+PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "accurate": {"overlap": 0.625, **FLIPS}}
 
 
 def _path_or_value(text: str) -> Any:
@@ -48,10 +52,13 @@ def segment(
     t2: str | None = None,
     flair: str | None = None,
     order: Sequence[str] | str | None = None,
+    allow_missing: bool = False,
     scheme: str = "brats2023",
     naming: str = "bundle",
     fast: bool = False,
     accurate: bool = False,
+    tta: bool = False,
+    probabilities: bool = False,
     device: str | None = None,
     workers: int = 0,
     strict: bool = False,
@@ -63,7 +70,7 @@ def segment(
     Segment cases, each on the grid of its first sequence. Research use only, not a medical device.
 
     The output holds a label map per case, ``<case>_seg.nii.gz``, and a row for each, with volumes, numbers of lesions
-    and diameters, in ``segmentation.csv`` and ``segmentation.json``.
+    and diameters, in ``segmentation.csv`` and ``segmentation.json``. ``index.html`` shows a picture of each.
 
     Args:
         cases: folders of a case or of many, in any known layout, or 4-D files; label maps beside them are ignored.
@@ -73,10 +80,13 @@ def segment(
         t2: file of its T2.
         flair: file of its FLAIR.
         order: the channels of 4-D files, such as ``flair,t1,t1c,t2``; needed where no layout tells it.
+        allow_missing: segment cases that lack sequences, which the weights were not trained for.
         scheme: label scheme of the codes to write, brats2015, brats2017, brats2023 or msd.
         naming: "bundle" for ``<case>_seg.nii.gz``, "brats" for ``<case>.nii.gz`` as challenges take it.
         fast: windows that overlap by a quarter.
-        accurate: windows that overlap by five eighths, where the default is a half.
+        accurate: windows that overlap by five eighths, where the default is a half, and eight mirrored passes.
+        tta: eight mirrored passes, and a map of how unsure their mean is, ``uncertainty/<case>_uncertainty.nii.gz``.
+        probabilities: save the probabilities of WT, TC and ET, ``probabilities/<case>_probabilities.nii.gz``.
         device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU where there is none.
         workers: processes that read cases ahead.
         strict: take a case for failed if its images give anything to warn of, such as a wrong order of sequences.
@@ -90,23 +100,34 @@ def segment(
     root, out = bundle_root(bundle), Path(os.path.abspath(output))
     settings = {
         **_preset(fast, accurate),
+        **(FLIPS if tta else {}),
+        "save_uncertainty": tta,
+        "save_probabilities": probabilities,
         "label_scheme": _one_of("scheme", scheme, SCHEMES),
         "strict": strict,
         "output_postfix": POSTFIXES[_one_of("naming", naming, POSTFIXES)],
         **overrides,
     }
-    places = {"output_dir": str(out), "num_workers": workers, **({"device": _device(device)} if device else {})}
+    places = {"output_dir": str(out), "num_workers": workers, **_device(device)}
     single = {sequence: file for sequence, file in zip(SEQUENCES, (t1, t1c, t2, flair), strict=True) if file}
-    found = find_images([str(case) for case in cases], single, order)
-    _prepare(out, found, settings, resume)
-    print(NOTICE)
-    try:
-        with _quiet():
-            _run_all(root, out, settings | places)
-    finally:
-        failed = _sum_up(out, found)
+    found = find_images([str(case) for case in cases], single, order, allow_missing)
+    failed: list[str] = []
+    with _processes() as first:
+        if first:
+            _prepare(out, found, settings, resume)
+            print(NOTICE)
+        idist.barrier()
+        try:
+            with _quiet():
+                _run_all(root, out, settings | places)
+            idist.barrier()
+        finally:
+            if first:
+                failed = _sum_up(out, found)
     if failed:
-        raise ValueError(f"{len(failed)} of {len(found)} cases failed, see {out / 'segmentation.csv'}")
+        raise ValueError(f"{len(failed)} of {len(found)} cases failed, see {out / 'index.html'}")
+    if first:
+        print(f"label maps: {out}\noverview:   {out / 'index.html'}")
 
 
 def _preset(fast: bool, accurate: bool) -> dict[str, Any]:
@@ -121,13 +142,30 @@ def _one_of(name: str, value: str, known: Any) -> str:
     return value
 
 
-def _device(name: str) -> str:
-    """Return the expression of a device that this machine has."""
+def _device(name: str | None) -> dict[str, str]:
+    """Override the device by the one named, if it is here; of several processes each takes a GPU of its own."""
+    if name is None:
+        rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        return {"device": f"$torch.device('cuda:{rank % gpus}')"} if gpus > 1 else {}
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be one that torch finds here, got {name!r}: {error}".splitlines()[0]) from error
-    return f"$torch.device({name!r})"
+    return {"device": f"$torch.device({name!r})"}
+
+
+@contextmanager
+def _processes() -> Iterator[bool]:
+    """Join the other processes if torchrun started some, and tell whether this one is the first."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:
+        # One may have been done for hours when the last one is; gloo, as nothing but "done" is said among them.
+        join_processes("gloo", timeout=timedelta(days=30))
+    try:
+        yield idist.get_rank() == 0
+    finally:
+        if several:
+            idist.finalize()
 
 
 def _prepare(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any], resume: bool) -> None:
@@ -139,11 +177,18 @@ def _prepare(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any
         earlier = read_record(record) if resume and label_map.is_file() else None
         if earlier is None or earlier.error or (earlier.image, earlier.settings) != (case["image"], settings):
             record.unlink(missing_ok=True)
-            label_map.unlink(missing_ok=True)
+            _clear(out, case["case"], settings)
             left.append(case)
     content = {"name": out.name, "description": NOTICE, "settings": settings, "test": left}
     with whole_file(out / "datalist.json") as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _clear(out: Path, case: str, settings: dict[str, Any]) -> None:
+    """Leave nothing of a case that is not whole."""
+    maps = [out / kind / f"{case}_{kind}.nii.gz" for kind in ("probabilities", "uncertainty")]
+    for path in (_label_map(out, case, settings), out / "pictures" / f"{case}.png", *maps):
+        path.unlink(missing_ok=True)
 
 
 def _label_map(out: Path, case: str, settings: dict[str, Any]) -> Path:
@@ -165,6 +210,7 @@ def _run_all(root: Path, out: Path, overrides: dict[str, Any]) -> None:
             if case is None:
                 raise first_cause(error) from error
             records.fail(case, error)
+            _clear(out, case["case"], records.settings)
 
 
 @contextmanager
@@ -184,19 +230,20 @@ def _quiet() -> Iterator[None]:
 
 
 def _sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
-    """Write the table of all cases, and return the names of those that failed."""
+    """Write the table and the page of all cases, and return the names of those that failed."""
     unfinished = "not segmented: the run ended before"
     records = [
         read_record(out / "records" / f"{case['case']}.json") or CaseRecord(case["case"], case["image"], unfinished)
         for case in cases
     ]
     rows: list[list[str | float]] = [
-        [r.case, *(r.measures.get(name, "") for name in MEASURES), r.error, "; ".join(r.warnings), r.seconds, r.notice]
+        [r.case, *(r.measures.get(name, "") for name in COLUMNS), r.error, "; ".join(r.warnings), r.seconds, r.notice]
         for r in records
     ]
-    header = ["case", *MEASURES, "error", "warnings", "seconds", "notice"]
+    header = ["case", *COLUMNS, "error", "warnings", "seconds", "notice"]
     write_csv(out / "segmentation.csv", header, rows)
     content = {"notice": NOTICE, "cases": [asdict(record) for record in records]}
     with whole_file(out / "segmentation.json") as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_overview(out / "index.html", records, out / "pictures")
     return [record.case for record in records if record.error]

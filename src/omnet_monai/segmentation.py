@@ -12,21 +12,26 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, Orientation
 
 from omnet_monai.checks import check_image
 from omnet_monai.datalist import read_cases
 from omnet_monai.files import whole_file
-from omnet_monai.measures import measure
-from omnet_monai.regions import REGIONS, classes_from_codes
+from omnet_monai.measures import MEASURES, measure
+from omnet_monai.pictures import save_segmentation
+from omnet_monai.regions import REGIONS, classes_from_codes, regions_from_classes
 from omnet_monai.sampling import ReadableCases, first_cause
+from omnet_monai.uncertainty import region_uncertainty
 
-__all__ = ["NOTICE", "CaseRecord", "RecordHandler", "RecordedCases", "Records", "read_record"]
+__all__ = ["COLUMNS", "NOTICE", "CaseRecord", "RecordHandler", "RecordedCases", "Records", "read_record"]
 
 NOTICE = (
     "Research use only, not a medical device. The weights of the bundle are for non-commercial research only, by the"
     " terms in docs/data_license.txt."
 )
+
+COLUMNS = [*MEASURES, *(f"uncertainty_{region}" for region in REGIONS)]
+"""Names of the numbers of a case."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class CaseRecord:
         image: its files as they were given.
         error: why there is no label map, empty if there is one.
         warnings: what a reader of the label map should know.
-        measures: volumes, numbers of lesions and diameters, by the names of ``MEASURES``.
+        measures: volumes, numbers of lesions, diameters and uncertainties, by the names of ``COLUMNS``.
         seconds: time since the case before was done, reading included.
         settings: what the label map depends on beside the images.
         notice: terms of use.
@@ -72,7 +77,7 @@ def read_record(path: Path) -> CaseRecord | None:
 
 class Records:
     """
-    The cases of a datalist's section "test", and the folder ``records`` beside it with a file for each that is done.
+    The cases of a datalist's section "test", and beside it the folder ``records`` with a file for each that is done.
 
     A record is written after everything else of its case, so one without an error says that the rest is there.
 
@@ -84,7 +89,7 @@ class Records:
     """
 
     def __init__(self, datalist: str | Path) -> None:
-        self.folder = Path(datalist).parent / "records"
+        self.folder, self.pictures = Path(datalist).parent / "records", Path(datalist).parent / "pictures"
         self.cases = read_cases(datalist, "test")
         self.settings = json.loads(Path(datalist).read_text(encoding="utf-8")).get("settings", {})
         self.current: dict[str, Any] | None = None
@@ -152,7 +157,7 @@ class RecordedCases(ReadableCases):
 
 class RecordHandler:
     """
-    Measure and record each case once its label map is written.
+    Measure, draw and record each case once its label map is written.
 
     Args:
         records: where the records go.
@@ -174,20 +179,20 @@ class RecordHandler:
         (self.records.current,) = (case for case in self.records.cases if case["case"] == name)
 
     def finish(self, engine: Engine) -> None:
-        """Measure the label map and write the record."""
+        """Measure the label map, draw it, and write the record."""
         (batch,), (output,) = engine.state.batch, engine.state.output  # type: ignore[misc]  # decollated
-        pred = output["pred"]
-        measures = measure(MetaTensor(classes_from_codes(pred.as_tensor(), self.scheme), affine=pred.affine))
-        now, case = time.monotonic(), self.records.current or {}
+        image, pred, turn = output["image"], output["pred"], Orientation(axcodes="LPS", labels=None)
+        label = MetaTensor(classes_from_codes(pred.as_tensor(), self.scheme), affine=pred.affine)
+        measures = measure(label)
+        measures |= region_uncertainty(output["probs"].as_tensor().cpu(), regions_from_classes(label.as_tensor().cpu()))
+        case = self.records.current or {}
+        without = f", without {image.meta['missing']}" if image.meta["missing"] else ""
+        title = f"{case['case']}{without}\n" + NOTICE.replace(". ", ".\n", 1)  # as wide as the picture
+        save_segmentation(turn(image.cpu()), turn(label.cpu()), self.records.pictures / f"{case['case']}.png", title)
+        now = time.monotonic()
         self.records.write(case, warnings=json.loads(batch["warnings"]), measures=measures, seconds=now - self.since)
         self.since, self.records.current = now, None
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

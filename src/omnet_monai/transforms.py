@@ -1,27 +1,23 @@
-"""Transforms of OM-Net: patches per task, labels to regions for scoring, regions to labels for saving."""
+"""Transforms of OM-Net: labels to regions for scoring, regions to labels for saving, and the cropper of patches."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor, PathLike
-from monai.data import MetaTensor, NibabelWriter
-from monai.transforms import Invertd, InvertibleTransform, MapTransform, Randomizable, SpatialPad
-from monai.utils import ensure_tuple_rep
+from monai.data import NibabelWriter
+from monai.transforms import Invertd, InvertibleTransform, MapTransform
 
+from omnet_monai.cropping import RandCropByTaskd
 from omnet_monai.files import whole_file
 from omnet_monai.regions import (
     BACKGROUND,
-    REGIONS,
-    TASKS,
     classes_from_codes,
     classes_from_regions,
     codes_from_classes,
     regions_from_classes,
-    tasks_named,
 )
 
 __all__ = [
@@ -34,96 +30,8 @@ __all__ = [
     "nonzero",
 ]
 
-TRIALS = 50
-"""How often a voxel is drawn in the hope of brain before all of the volume is read to find some."""
-
-DESCRIPTION = "OM-Net: research use only, not a medical device; weights non-commercial"
+DESCRIPTION = "research use only, not a medical device; weights non-commercial"
 """In the header of every file written, which has room for 79 characters."""
-
-
-class RandCropByTaskd(Randomizable):
-    """
-    Cut patches for each task, each centered on a random voxel of the region that the task samples in: the brain, the
-    whole tumor, the tumor core (MICCAI 2018 / TIP 2020 papers; reconstructed, the release has no sampler).
-
-    A case without core gives its task-3 patches to task 2, a case without tumor all its patches to task 1: each
-    patch carries in ``task`` the index of the task whose region it was really drawn from. Near a border the patch is
-    shifted inwards; a volume smaller than a patch is padded with zeros at its far ends. Of a volume mapped from a file,
-    little more than the patches is read.
-
-    Args:
-        spatial_size: patch size in voxels, one entry per spatial dimension.
-        num_samples: patches per task, one number for all tasks or one for each of the three.
-        image_key: key of the image, background 0, shape ``(C, *spatial)``.
-        label_key: key of the inner classes, shape ``(1, *spatial)``.
-        tasks: names of the tasks to cut patches for, ``None`` for all three.
-
-    Returns:
-        A list of dictionaries of plain tensors, one per patch, with the keys ``image_key``, ``label_key`` and ``task``,
-        grouped by the task they were asked for.
-
-    Raises:
-        ValueError: if ``num_samples`` is a sequence that does not hold one number per task, and for unknown tasks.
-    """
-
-    def __init__(
-        self,
-        spatial_size: Sequence[int],
-        num_samples: int | Sequence[int] = 2,
-        image_key: str = "image",
-        label_key: str = "label",
-        tasks: Sequence[str] | None = None,
-    ) -> None:
-        self.set_size(spatial_size, num_samples)
-        self.tasks = [TASKS.index(task) for task in tasks_named(tasks)]
-        self.image_key = image_key
-        self.label_key = label_key
-
-    def set_size(self, spatial_size: Sequence[int], num_samples: int | Sequence[int]) -> None:
-        """Cut patches of another size, in voxels, or another number of them, from now on."""
-        self.spatial_size = tuple(map(int, spatial_size))
-        self.num_samples = ensure_tuple_rep(num_samples, len(TASKS))
-        self.pad = SpatialPad(self.spatial_size, method="end")
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
-        """Cut the patches of one case."""
-        image, label = self._padded(data[self.image_key]), self._padded(data[self.label_key])
-        regions = _sampled_regions(label)
-        patches: list[dict[Hashable, Any]] = []
-        for wanted in self.tasks:
-            task = max(task for task in range(wanted + 1) if len(regions[task]) or not task)
-            for _ in range(self.num_samples[wanted]):
-                center = int(regions[task][self.R.randint(len(regions[task]))]) if task else self._in_brain(image)
-                window = (slice(None), *self._window_around(center, label.shape[1:]))
-                cut: dict[Hashable, Any] = {
-                    self.image_key: image[window].clone(),
-                    self.label_key: label[window].clone(),
-                    "task": task,
-                }
-                patches.append(cut)
-        return patches
-
-    def _padded(self, volume: torch.Tensor) -> torch.Tensor:
-        small = any(side < size for side, size in zip(volume.shape[1:], self.spatial_size, strict=True))
-        volume = self.pad(volume) if small else volume
-        return volume.as_tensor() if isinstance(volume, MetaTensor) else volume
-
-    def _in_brain(self, image: torch.Tensor) -> int:
-        """Draw a voxel of the brain: by trial, as a cropped volume is half brain, and else from all there are."""
-        voxels = image.flatten(1)
-        for _ in range(TRIALS):
-            center = self.R.randint(voxels.shape[1])
-            if voxels[:, center].any():
-                return center
-        brain = voxels.any(0).nonzero()[:, 0]
-        return int(brain[self.R.randint(len(brain))]) if len(brain) else center
-
-    def _window_around(self, center: int, shape: Sequence[int]) -> list[slice]:
-        starts = [
-            min(max(int(place) - side // 2, 0), size - side)
-            for place, side, size in zip(np.unravel_index(center, shape), self.spatial_size, shape, strict=True)
-        ]
-        return [slice(start, start + side) for start, side in zip(starts, self.spatial_size, strict=True)]
 
 
 class RegionsToLabelsd(MapTransform):
@@ -214,11 +122,16 @@ class LabelMapWriter(NibabelWriter):
         """Leave the label map on the grid it is on."""
         return data_array, affine
 
-    @classmethod
-    def create_backend_obj(cls, *args: Any, **kwargs: Any) -> Any:
+    def set_metadata(self, meta_dict: Mapping | None = None, *args: Any, **kwargs: Any) -> None:
+        """Keep what the header is to say."""
+        super().set_metadata(meta_dict, *args, **kwargs)
+        missing = (meta_dict or {}).get("missing")
+        self.description = f"without {missing}; {DESCRIPTION}"[:79] if missing else DESCRIPTION
+
+    def create_backend_obj(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # of the class in MONAI
         """Make the image, with the terms of use in its header."""
         image = super().create_backend_obj(*args, **kwargs)
-        image.header["descrip"] = DESCRIPTION
+        image.header["descrip"] = self.description
         return image
 
     def write(self, filename: PathLike, *args: Any, **kwargs: Any) -> None:
@@ -235,14 +148,3 @@ def nonzero(image: torch.Tensor) -> torch.Tensor:
 def case_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
     """Name saved files after their case instead of after its first sequence: the formatter for ``SaveImaged``."""
     return {"subject": meta["case"], "idx": None}
-
-
-def _sampled_regions(label: torch.Tensor) -> list[torch.Tensor]:
-    """Flat indices of the voxels that each task samples in; none for the brain, which the label does not show."""
-    classes = label[0].flatten()
-    tumor = classes.nonzero()[:, 0]  # the other regions are looked for in here alone
-    regions = [tumor[:0]]
-    for task in TASKS[1:]:
-        region = torch.tensor(REGIONS[str(task.sampled_in)], dtype=classes.dtype)
-        regions.append(tumor[torch.isin(classes[tumor], region)])
-    return regions

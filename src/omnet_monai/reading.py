@@ -1,0 +1,48 @@
+"""Read one image file, whatever its format, or say in one error what is wrong with it."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+from monai.data import ITKReader, NibabelReader
+from monai.utils import optional_import
+from nibabel.filebasedimages import ImageFileError
+
+from omnet_monai.layouts import EXTENSIONS, stem
+
+__all__ = ["file_error", "read_file"]
+
+UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, ImageFileError)
+
+
+def read_file(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a file: its array as stored, without axes of one beyond the third, and its affine to RAS in mm."""
+    if not file.is_file():
+        raise file_error(case, file, "file must exist, got a path without a file")
+    if stem(file) is None:
+        raise file_error(case, file, f"file must end in one of {', '.join(EXTENSIONS)}, got {file.name}")
+    mha = file.name.lower().endswith(".mha")
+    if mha and not optional_import("itk")[1]:
+        raise ImportError(f"case {case}: {file}: MetaImage files need ITK: pip install omnet-monai[mha]")
+    reader = ITKReader() if mha else NibabelReader()
+    try:
+        array, meta = reader.get_data(reader.read(str(file)))
+        array = np.array(array)  # a copy: an ITK array is a view of an image about to be freed
+    except UNREADABLE as error:
+        raise file_error(case, file, f"file must be readable, got {type(error).__name__}: {error}") from error
+    affine = np.asarray(meta["original_affine"], dtype=np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+        raise file_error(case, file, f"affine must be an invertible 4x4 matrix, got {affine.tolist()}")
+    if array.dtype.kind not in "biuf":
+        raise file_error(case, file, f"values must be real numbers, one per voxel, got {array.dtype}")
+    if not np.isfinite(array).all():
+        number = np.count_nonzero(~np.isfinite(array))
+        raise file_error(case, file, f"values must be finite, got {number} NaN or infinite")
+    return array.reshape(array.shape[:3] + tuple(size for size in array.shape[3:] if size > 1)), affine
+
+
+def file_error(case: str, file: Path, rule: str) -> ValueError:
+    """Return the error that names case, file and rule."""
+    return ValueError(f"case {case}: {file}: {rule}")
