@@ -137,13 +137,13 @@ def test_equal_time_gives_each_row_as_many_epochs_as_the_references_training_las
 def test_variants_of_post_processing_set_their_switch_in_the_evaluation_alone(
     phantoms: Path, tmp_path: Path, runs: list[dict[str, Any]]
 ) -> None:
-    ablate(str(tmp_path), str(phantoms / "datalist.json"), variants="cga,fill_core,all_clusters", **TINY)
+    ablate(str(tmp_path), str(phantoms / "datalist.json"), variants="cga,core_holes,all_clusters", **TINY)
     assert kinds(runs) == ["train train", "score evaluate", "score evaluate", "score evaluate"]
     assert [(run.get("fill_core"), run.get("cluster_volume")) for run in runs] == [
         (None, None),
         (None, 0),
         (None, None),
-        (True, None),
+        (False, None),
     ]
 
 

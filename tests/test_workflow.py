@@ -175,22 +175,24 @@ def segment(weights: Path, cases: Path, folder: Path, **switches: Any) -> np.nda
 
 def test_each_refinement_changes_what_its_name_says(phantoms: Path, tmp_path: Path) -> None:
     weights = save_undecided(tmp_path / "model.pt", enhancing=-9)
-    plain = segment(weights, phantoms, tmp_path / "plain")
+    plain = segment(weights, phantoms, tmp_path / "plain", fill_core=False)
     assert set(np.unique(plain)) == {0, 1, 2}
     # A fifth is core, more than the limit that is documented.
-    limit = {"postprocessing#transforms#2#max_non_enhancing_share": 1.0}
-    for name, switches in (("filled", {"fill_core": True}), ("relabeled", {"relabel_edema": True, **limit})):
+    share = {"postprocessing#transforms#2#max_non_enhancing_share": 1.0}
+    relabeled = {"fill_core": False, "relabel_edema": True, **share}
+    for name, switches in (("filled", {"fill_core": True}), ("relabeled", relabeled)):
         refined = segment(weights, phantoms, tmp_path / name, **switches)
         changed = refined != plain
         assert changed.any(), name
         assert (plain[changed] == 2).all(), name
         assert (refined[changed] == 1).all(), name
     weights = save_undecided(tmp_path / "enhancing.pt", enhancing=9)
-    enhancing = segment(weights, phantoms, tmp_path / "enhancing")
+    enhancing = segment(weights, phantoms, tmp_path / "enhancing", fill_core=False)
     assert np.array_equal(enhancing, np.where(plain == 1, 3, plain))
     volume = float((enhancing == 3).sum())
-    assert np.array_equal(segment(weights, phantoms, tmp_path / "equal", enhancing_volume=volume), enhancing)
-    assert np.array_equal(segment(weights, phantoms, tmp_path / "below", enhancing_volume=volume + 1), plain)
+    for name, limit, expected in (("equal", volume, enhancing), ("below", volume + 1, plain)):
+        switches = {"fill_core": False, "enhancing_volume": limit}
+        assert np.array_equal(segment(weights, phantoms, tmp_path / name, **switches), expected)
 
 
 def test_an_image_smaller_than_a_window_is_segmented(trained: Path, phantoms: Path, tmp_path: Path) -> None:

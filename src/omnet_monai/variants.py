@@ -63,7 +63,7 @@ VARIANTS = {
     # Not rows of the paper's table: they train nothing that the rows above do not.
     "mc3_skip": Variant("MC3, windows skipped", _CASCADE, ("mc3.json",), {"network_def#skip": True}),
     "all_clusters": Variant("OM-Net+CGA, all clusters kept", ("cga",), settings={"cluster_volume": 0}),
-    "fill_core": Variant("OM-Net+CGA, core filled", ("cga",), settings={"fill_core": True}),
+    "core_holes": Variant("OM-Net+CGA, holes of the core kept", ("cga",), settings={"fill_core": False}),
     "relabel_edema": Variant("OM-Net+CGA, edema relabeled", ("cga",), settings={"relabel_edema": True}),
     "enhancing_volume": Variant("OM-Net+CGA, ET below 200 mm3 relabeled", ("cga",), settings={"enhancing_volume": 200}),
 }
