@@ -249,9 +249,10 @@ def test_inputs_are_left_as_they_are_though_they_cannot_be_written(
         ({"fast": True, "accurate": True}, "exclude each other"),
         ({"device": "cuda:99"}, "device must be one that torch finds here, got 'cuda:99'"),
         ({"order": "t1,t2"}, "order must be a permutation of t1,t1c,t2,flair, got t1,t2"),
+        ({"shceme": "msd"}, r"options must be those of segment or ids of inference\.json, segment\.json, got shceme"),
         ({"bundle": "nowhere"}, r"the bundle must hold configs/train\.json, got nowhere; name it with --bundle"),
     ],
-    ids=["scheme", "naming", "presets", "device", "order", "bundle"],
+    ids=["scheme", "naming", "presets", "device", "order", "slip", "bundle"],
 )
 def test_an_argument_that_cannot_be_is_refused_before_anything_is_written(
     settings: dict[str, Any], message: str, phantoms: Path, small_bundle: Path, tmp_path: Path
@@ -367,4 +368,5 @@ def test_what_names_no_case_is_refused(paths: list[str], single: dict[str, str],
 def test_the_record_is_json_with_files_and_settings(segmented: Path) -> None:
     record = json.loads((segmented / "records" / "phantom_000.json").read_text())
     assert record["settings"]["label_scheme"] == "brats2023"
+    assert re.fullmatch(r"[0-9a-f]{64}", record["settings"]["weights_sha256"])
     assert len(record["image"]) == 4

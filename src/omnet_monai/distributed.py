@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import ignite.distributed as idist
@@ -11,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-__all__ = ["BufferBroadcast", "join_processes", "parallel_network", "share_of_process"]
+__all__ = ["BufferBroadcast", "join_processes", "parallel_network", "share_of_process", "torchrun_processes"]
 
 
 def join_processes(backend: str, **options: Any) -> None:
@@ -25,6 +28,20 @@ def join_processes(backend: str, **options: Any) -> None:
     idist.initialize(backend, **options)
     if idist.get_rank() > 0:
         logging.disable(logging.INFO)
+
+
+@contextmanager
+def torchrun_processes() -> Iterator[bool]:
+    """Join the other processes if torchrun started some, until the end of the block; tell whether this is the first."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:
+        # One may have been done for hours when the last one is; gloo, as nothing but "done" is said among them.
+        join_processes("gloo", timeout=timedelta(days=30))
+    try:
+        yield idist.get_rank() == 0
+    finally:
+        if several:
+            idist.finalize()
 
 
 def parallel_network(network: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -9,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ import ignite.distributed as idist
 import torch
 from fire.decorators import SetParseFn
 from fire.parser import DefaultParseValue
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from omnet_monai.demo import bundle_root
-from omnet_monai.distributed import join_processes
+from omnet_monai.distributed import torchrun_processes
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
 from omnet_monai.overview import write_overview
@@ -30,6 +30,8 @@ from omnet_monai.sampling import first_cause
 from omnet_monai.segmentation import COLUMNS, NOTICE, CaseRecord, Records, read_record
 
 __all__ = ["segment"]
+
+CONFIGS = ("inference.json", "segment.json")
 
 POSTFIXES = {"bundle": "seg", "brats": ""}
 """What each ``--naming`` appends to a case's name."""
@@ -98,6 +100,7 @@ def segment(
         ValueError: for arguments that fit no case, and if a case failed, after all others were segmented.
     """
     root, out = bundle_root(bundle), Path(os.path.abspath(output))
+    _check_ids(root, overrides)
     settings = {
         **_preset(fast, accurate),
         **(FLIPS if tta else {}),
@@ -112,9 +115,9 @@ def segment(
     single = {sequence: file for sequence, file in zip(SEQUENCES, (t1, t1c, t2, flair), strict=True) if file}
     found = find_images([str(case) for case in cases], single, order, allow_missing)
     failed: list[str] = []
-    with _processes() as first:
+    with torchrun_processes() as first:
         if first:
-            _prepare(out, found, settings, resume)
+            _prepare(out, found, settings | _weights(root, overrides), resume)
             print(NOTICE)
         idist.barrier()
         try:
@@ -128,6 +131,21 @@ def segment(
         raise ValueError(f"{len(failed)} of {len(found)} cases failed, see {out / 'index.html'}")
     if first:
         print(f"label maps: {out}\noverview:   {out / 'index.html'}")
+
+
+def _check_ids(root: Path, overrides: dict[str, Any]) -> None:
+    """Refuse options that are neither of the verb nor of its configs: a slip of the keyboard would go unnoticed."""
+    parser = ConfigParser()
+    parser.read_config([root / "configs" / name for name in CONFIGS])
+    unknown = [name for name in overrides if name.replace("::", "#").split("#")[0] not in parser]
+    if unknown:
+        raise ValueError(f"options must be those of segment or ids of {', '.join(CONFIGS)}, got {', '.join(unknown)}")
+
+
+def _weights(root: Path, overrides: dict[str, Any]) -> dict[str, str]:
+    """Return the checksum of the weights, where they are in a file: results of others are not taken up."""
+    path = Path(overrides.get("checkpoint_path", root / "models" / "model.pt"))
+    return {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
 
 
 def _preset(fast: bool, accurate: bool) -> dict[str, Any]:
@@ -152,20 +170,6 @@ def _device(name: str | None) -> dict[str, str]:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device must be one that torch finds here, got {name!r}: {error}".splitlines()[0]) from error
     return {"device": f"$torch.device({name!r})"}
-
-
-@contextmanager
-def _processes() -> Iterator[bool]:
-    """Join the other processes if torchrun started some, and tell whether this one is the first."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several:
-        # One may have been done for hours when the last one is; gloo, as nothing but "done" is said among them.
-        join_processes("gloo", timeout=timedelta(days=30))
-    try:
-        yield idist.get_rank() == 0
-    finally:
-        if several:
-            idist.finalize()
 
 
 def _prepare(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any], resume: bool) -> None:
@@ -197,9 +201,8 @@ def _label_map(out: Path, case: str, settings: dict[str, Any]) -> Path:
 
 def _run_all(root: Path, out: Path, overrides: dict[str, Any]) -> None:
     """Run the inference workflow; when a case makes it fail, record that and run it again on those behind."""
-    configs = root / "configs"
-    files = [str(configs / name) for name in ("inference.json", "segment.json")]
-    overrides = {"bundle_root": str(root), "meta_file": str(configs / "metadata.json"), **overrides}
+    files = [str(root / "configs" / name) for name in CONFIGS]
+    overrides = {"bundle_root": str(root), "meta_file": str(root / "configs" / "metadata.json"), **overrides}
     while (records := Records(out / "datalist.json")).left():
         workflow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **overrides)
         try:
@@ -216,13 +219,11 @@ def _run_all(root: Path, out: Path, overrides: dict[str, Any]) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what libraries log and warn of, errors of a case among it: its record says what a user needs."""
-    if os.environ.get("OMNET_DEBUG"):
-        yield
-        return
     disabled = logging.root.manager.disable
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
+        if not os.environ.get("OMNET_DEBUG"):
+            warnings.simplefilter("ignore")
+            logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
@@ -231,9 +232,9 @@ def _quiet() -> Iterator[None]:
 
 def _sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
     """Write the table and the page of all cases, and return the names of those that failed."""
-    unfinished = "not segmented: the run ended before"
     records = [
-        read_record(out / "records" / f"{case['case']}.json") or CaseRecord(case["case"], case["image"], unfinished)
+        read_record(out / "records" / f"{case['case']}.json")
+        or CaseRecord(case["case"], case["image"], "not segmented: the run ended before")
         for case in cases
     ]
     rows: list[list[str | float]] = [
