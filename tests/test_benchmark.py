@@ -105,7 +105,7 @@ def test_stages_add_up_to_the_whole_case(measured: Path) -> None:
 
 def test_float32_is_close_to_float64(measured: Path) -> None:
     (exact,) = json.loads((measured / "benchmark.json").read_text())["exactness"].values()
-    assert 0 < exact["largest"] < 1e-5
+    assert 0 < exact["largest"] < 1e-3
     assert min(exact["dice"]) > 0.999
 
 

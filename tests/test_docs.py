@@ -24,8 +24,9 @@ TINY_INFERENCE = "--network_def#features [2,2,4,4] --patch_size [24,16,16]"
 
 
 def commands(page: Path) -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    """The lines of a page's code blocks, save those marked as a language: these need what a test does not have."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [line for language, block in fenced if not language for line in block.replace("\\\n", " ").splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import time
@@ -129,7 +130,7 @@ def _now(x: torch.Tensor) -> float:
 
 
 def _flops(part: nn.Module, shape: tuple[int, ...]) -> int:
-    weights = next(part.parameters())
+    shapes_alone = copy.deepcopy(part).float().to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        part(torch.zeros(1, *shape, device=weights.device, dtype=weights.dtype))
+        shapes_alone(torch.zeros(1, *shape, device="meta"))
     return counter.get_total_flops()
