@@ -108,6 +108,8 @@ def test_train_and_inference_name_the_same_network_transforms_and_window() -> No
     assert train["network_def"] == inference["network_def"]
     assert train["validate"]["preprocessing"] == inference["preprocessing"]
     assert train["patch_size"] == inference["patch_size"]
+    assert train["overlap"] == inference["overlap"]
+    assert train["validate"]["inferer"] == inference["inferer"]
     assert train["validate"]["inferer"]["inferer"]["roi_size"] == "@patch_size"
     assert inference["inferer"]["inferer"]["roi_size"] == "@patch_size"
     assert train["train"]["augmentation"]["spatial_size"] == "@patch_size"

@@ -37,7 +37,7 @@ POSTFIXES = {"bundle": "seg", "brats": ""}
 """What each ``--naming`` appends to a case's name."""
 
 FLIPS = {"flips": [0, 1, 2]}
-PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.25}, "accurate": {"overlap": 0.625, **FLIPS}}
+PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.0}, "accurate": {"overlap": 0.5, **FLIPS}}
 
 
 def _path_or_value(text: str) -> Any:
@@ -85,8 +85,8 @@ def segment(
         allow_missing: segment cases that lack sequences, which the weights were not trained for.
         scheme: label scheme of the codes to write, brats2015, brats2017, brats2023 or msd.
         naming: "bundle" for ``<case>_seg.nii.gz``, "brats" for ``<case>.nii.gz`` as challenges take it.
-        fast: windows that overlap by a quarter.
-        accurate: windows that overlap by five eighths, where the default is a half, and eight mirrored passes.
+        fast: windows that do not overlap.
+        accurate: windows that overlap by a half, where the default is an eighth, and eight mirrored passes.
         tta: eight mirrored passes, and a map of how unsure their mean is, ``uncertainty/<case>_uncertainty.nii.gz``.
         probabilities: save the probabilities of WT, TC and ET, ``probabilities/<case>_probabilities.nii.gz``.
         device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU where there is none.
