@@ -1,11 +1,11 @@
 """
 Time a step of training beside a bare forward and backward pass, in the folder of a clone.
 
-  python benchmarks/training.py DIRECTORY [--epochs 3] [--cases 300] [--num_workers 0] [--ANY_ID_OF_TRAIN_JSON VALUE]
+  python benchmarks/training.py DIRECTORY [--epochs 3] [--cases 300] [--prepare] [--ANY_ID_OF_TRAIN_JSON VALUE]
 
 DIRECTORY holds cases and their datalist.json. With --cases, so many full-size cases are generated there first, if it
-holds none. Each epoch begins with as many bare passes, on random patches that lie on the device, as it has steps,
-so both meet the same disturbances.
+holds none; with --prepare all are prepared and cached before the first step. Each epoch begins with ten bare passes on
+random patches that lie on the device, so both meet the same disturbances.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from omnet_monai.demo import bundle_root
 from omnet_monai.phantom import write_phantoms
 from omnet_monai.regions import TASKS
 
+PASSES = 10
 
-def training(directory: str, epochs: int = 3, cases: int = 0, **overrides: Any) -> None:
+
+def training(directory: str, epochs: int = 3, cases: int = 0, prepare: bool = False, **overrides: Any) -> None:
     """Print the median seconds of a step and of a bare pass, their ratio per epoch, and the memory of the process."""
     folder = Path(directory)
     if cases and not (folder / "datalist.json").exists():
@@ -45,13 +47,19 @@ def training(directory: str, epochs: int = 3, cases: int = 0, **overrides: Any) 
     logging.disable(logging.INFO)
     trainer, network = parser.get_parsed_content("train#trainer"), parser.get_parsed_content("network")
     bare = _Bare(parser, network)
+    if prepare:
+        start, dataset = time.perf_counter(), parser.get_parsed_content("train#dataset")
+        for position in range(len(dataset)):
+            dataset[position]
+        took = time.perf_counter() - start
+        print(f"prepared {len(dataset)} cases in {took:.0f} s; memory {_memory('VmRSS'):.2f} GB", flush=True)
     steps: list[float] = []
     last = 0.0
 
     @trainer.on(Events.EPOCH_STARTED)
     def run_bare(engine: Engine) -> None:
         nonlocal last
-        bare.run(len(engine.state.dataloader))
+        bare.run(PASSES)
         steps.clear()
         last = 0.0
 
