@@ -374,7 +374,7 @@ def make_training(folder: Path, num_workers: int, seed: int) -> SimpleNamespace:
         },
         val_handlers=[CaseTable(), SaveBest(model_file, curriculum, "dice_mean")],
     )
-    patches = EpochDataset(cases, [RandCropByTaskd((32, 20, 10), num_samples=1)], STEPS * CASES_PER_STEP)
+    patches = EpochDataset(cases, [RandCropByTaskd(SIZE, num_samples=1, margin=0.17)], STEPS * CASES_PER_STEP)
     trainer = SupervisedTrainer(
         device=device,
         max_epochs=EPOCHS,

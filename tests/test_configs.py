@@ -115,7 +115,7 @@ def test_train_and_inference_name_the_same_network_transforms_and_window() -> No
     assert train["train"]["augmentation"]["spatial_size"] == "@patch_size"
     cropper = train["train"]["random_transforms"][0]
     assert cropper["_target_"].endswith("RandCropByTaskd")
-    assert "@patch_size" in cropper["spatial_size"]
+    assert cropper["spatial_size"] == "@patch_size"
 
 
 def test_training_prepares_images_as_inference_does_and_labels_along() -> None:

@@ -18,8 +18,8 @@ def run_sizes(until: float, epochs: int, staged: bool = True) -> list[tuple[tupl
     """Size and number of the patches that each epoch of a run would train on."""
     curriculum = Curriculum()
     curriculum.staged = staged
-    crop, augmentation = RandCropByTaskd((16, 16, 8), num_samples=1), BatchAugmentation((12, 12, 6))
-    handler = GrowingPatches(curriculum, crop, augmentation, (6, 6, 3), (8, 8, 4), 3, until)
+    crop, augmentation = RandCropByTaskd((12, 12, 6), num_samples=1, margin=0.2), BatchAugmentation((12, 12, 6))
+    handler = GrowingPatches(curriculum, crop, augmentation, (6, 6, 3), 3, until)
     case = {"image": torch.ones(4, 20, 20, 20), "label": torch.zeros(1, 20, 20, 20, dtype=torch.uint8)}
     sizes = []
 

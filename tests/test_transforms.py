@@ -55,6 +55,29 @@ def cut(
     return RandCropByTaskd(size, num_samples).set_random_state(seed)(case)
 
 
+def test_a_margin_is_the_tissue_around_the_very_patch_that_is_cut_without_it() -> None:
+    case = make_case({CORE: NECROSIS, AROUND: EDEMA})
+    plain, wide = (RandCropByTaskd(SIZE, 20, margin=margin).set_random_state(0)(case) for margin in (0.0, 0.25))
+    extra = [int(side * 0.25) for side in SIZE]
+    middle = (slice(None), *(slice(e, e + side) for e, side in zip(extra, SIZE, strict=True)))
+    for patch, larger in zip(plain, wide, strict=True):
+        assert larger["image"].shape[1:] == tuple(side + 2 * e for side, e in zip(SIZE, extra, strict=True))
+        assert torch.equal(larger["image"][middle], patch["image"])
+        assert torch.equal(larger["label"][middle], patch["label"])
+        assert larger["task"] == patch["task"]
+
+
+def test_a_margin_is_zero_where_the_volume_ends() -> None:
+    case = {"image": torch.ones(4, *SIZE), "label": torch.ones(1, *SIZE, dtype=torch.uint8)}
+    (patch, *_) = RandCropByTaskd(SIZE, 1, margin=0.25)(case)
+    assert patch["image"].sum() == 4 * np.prod(SIZE)
+    assert patch["label"].sum() == np.prod(SIZE)
+    assert patch["label"].dtype == torch.uint8
+    extra = [int(side * 0.25) for side in SIZE]
+    assert patch["image"][(slice(None), *extra)].all()
+    assert not patch["image"][:, extra[0] - 1].any()
+
+
 def test_each_task_has_its_patches_centered_in_its_region() -> None:
     case = make_case({CORE: NECROSIS, AROUND: EDEMA})
     brain = torch.zeros(SHAPE, dtype=torch.bool)

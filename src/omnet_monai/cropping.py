@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import Randomizable, SpatialPad
 from monai.utils import ensure_tuple_rep
@@ -35,6 +36,8 @@ class RandCropByTaskd(Randomizable):
         image_key: key of the image, background 0, shape ``(C, *spatial)``.
         label_key: key of the inner classes, shape ``(1, *spatial)``.
         tasks: names of the tasks to cut patches for, ``None`` for all three.
+        margin: tissue to cut around each patch on either side, as a share of that side rounded down to voxels, for an
+            augmentation that turns patches; zeros where the volume ends.
 
     Returns:
         A list of dictionaries of plain tensors, one per patch, with the keys ``image_key``, ``label_key`` and ``task``,
@@ -51,7 +54,9 @@ class RandCropByTaskd(Randomizable):
         image_key: str = "image",
         label_key: str = "label",
         tasks: Sequence[str] | None = None,
+        margin: float = 0.0,
     ) -> None:
+        self.margin = margin
         self.set_size(spatial_size, num_samples)
         self.tasks = [TASKS.index(task) for task in tasks_named(tasks)]
         self.image_key = image_key
@@ -72,13 +77,9 @@ class RandCropByTaskd(Randomizable):
             task = max(task for task in range(wanted + 1) if len(regions[task]) or not task)
             for _ in range(self.num_samples[wanted]):
                 center = int(regions[task][self.R.randint(len(regions[task]))]) if task else self._in_brain(image)
-                window = (slice(None), *self._window_around(center, label.shape[1:]))
-                cut: dict[Hashable, Any] = {
-                    self.image_key: image[window].clone(),
-                    self.label_key: label[window].clone(),
-                    "task": task,
-                }
-                patches.append(cut)
+                starts = self._starts_around(center, label.shape[1:])
+                cut = {self.image_key: self._cut(image, starts), self.label_key: self._cut(label, starts)}
+                patches.append(cut | {"task": task})
         return patches
 
     def _padded(self, volume: torch.Tensor) -> torch.Tensor:
@@ -96,12 +97,21 @@ class RandCropByTaskd(Randomizable):
         brain = voxels.any(0).nonzero()[:, 0]
         return int(brain[self.R.randint(len(brain))]) if len(brain) else center
 
-    def _window_around(self, center: int, shape: Sequence[int]) -> list[slice]:
-        starts = [
+    def _starts_around(self, center: int, shape: Sequence[int]) -> list[int]:
+        return [
             min(max(int(place) - side // 2, 0), size - side)
             for place, side, size in zip(np.unravel_index(center, shape), self.spatial_size, shape, strict=True)
         ]
-        return [slice(start, start + side) for start, side in zip(starts, self.spatial_size, strict=True)]
+
+    def _cut(self, volume: torch.Tensor, starts: Sequence[int]) -> torch.Tensor:
+        """Copy the patch that starts there and its margin."""
+        inside, missing = [slice(None)], list[int]()
+        for start, side, size in zip(starts, self.spatial_size, volume.shape[1:], strict=True):
+            extra = int(side * self.margin)
+            first, last = start - extra, start + side + extra
+            inside.append(slice(max(first, 0), min(last, size)))
+            missing = [max(-first, 0), max(last - size, 0), *missing]  # the last axis comes first
+        return F.pad(volume[tuple(inside)], missing) if any(missing) else volume[tuple(inside)].clone()
 
 
 def _sampled_regions(label: torch.Tensor) -> list[torch.Tensor]:

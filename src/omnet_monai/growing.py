@@ -25,10 +25,9 @@ class GrowingPatches:
 
     Args:
         curriculum: knows whether the run goes through the stages.
-        crop: what cuts patches, of its full size.
-        augmentation: what brings them to the size that is trained on.
+        crop: what cuts patches, set to the full size.
+        augmentation: what they go through, set to the full size.
         small_size: the size that is trained on first, in voxels.
-        small_cut: the size that is cut for it.
         small_samples: patches per task and case while they are small.
         until: the share of the run's epochs for which they are, in [0, 1]; 0 for full patches throughout.
 
@@ -42,15 +41,14 @@ class GrowingPatches:
         crop: RandCropByTaskd,
         augmentation: BatchAugmentation,
         small_size: Sequence[int],
-        small_cut: Sequence[int],
         small_samples: int | Sequence[int],
         until: float = 0.0,
     ) -> None:
         if not 0 <= until <= 1:
             raise ValueError(f"until must be in [0, 1], got {until}")
         self.curriculum, self.crop, self.augmentation, self.until = curriculum, crop, augmentation, until
-        self.small = (small_size, small_cut, small_samples)
-        self.full = (augmentation.spatial_size, crop.spatial_size, crop.num_samples)
+        self.small = (small_size, small_samples)
+        self.full = (crop.spatial_size, crop.num_samples)
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
@@ -59,8 +57,8 @@ class GrowingPatches:
     def __call__(self, engine: Engine) -> None:
         """Set the size for the epoch that begins; the loader's workers are started after this."""
         small = self.curriculum.staged and engine.state.epoch - 1 < self.until * int(engine.state.max_epochs or 0)
-        size, cut, samples = self.small if small else self.full
+        size, samples = self.small if small else self.full
         if tuple(size) != self.augmentation.spatial_size:
             logger.info(f"Patches of {'x'.join(map(str, size))} from epoch {engine.state.epoch} on.")
         self.augmentation.set_size(size)
-        self.crop.set_size(cut, samples)
+        self.crop.set_size(size, samples)
