@@ -81,7 +81,9 @@ def measured(phantoms: Path, small_bundle: Path, tmp_path_factory: pytest.TempPa
         "bundle": str(small_bundle),
         "exact": True,
     }
-    benchmark(str(phantoms), str(out), **quick, patch_size=[16, 16, 16], device="$torch.device('cpu')", amp=False)
+    benchmark(
+        str(phantoms), str(out), **quick, patch_size=[16, 16, 16], overlap=0.5, device="$torch.device('cpu')", amp=False
+    )
     return out
 
 

@@ -21,6 +21,8 @@ TINY_TRAINING = (
     " --patches_per_task 1 --train#trainer#max_epochs 3 --val_interval 3"
 )
 TINY_INFERENCE = "--network_def#features [2,2,4,4] --patch_size [24,16,16]"
+# Files that the pages name and that no config is.
+WRITTEN = ("benchmark.json", "datalist.json", "datastore_v2.json", "rows.json", "segmentation.json", "split.json")
 
 
 def commands(page: Path) -> list[str]:
@@ -115,7 +117,4 @@ def test_every_file_and_config_that_the_pages_name_exists() -> None:
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
         for name in re.findall(r"`(\w+\.json)`", text):
-            assert (
-                name in ("datalist.json", "split.json", "rows.json", "datastore_v2.json", "segmentation.json")
-                or (ROOT / "bundle" / "configs" / name).is_file()
-            ), name
+            assert name in WRITTEN or (ROOT / "bundle" / "configs" / name).is_file(), name
