@@ -23,7 +23,7 @@ __all__ = ["bundle_root", "demo", "generate_cases"]
 
 
 def demo(
-    directory: str = "quickstart", seed: int = 0, training: int = 24, test: int = 4, bundle: str = "", **overrides: Any
+    directory: str = "quickstart", seed: int = 0, training: int = 60, test: int = 4, bundle: str = "", **overrides: Any
 ) -> None:
     """
     Run the whole of OM-Net on generated cases in a few minutes, and print Dice per region on held-out cases.
