@@ -86,6 +86,7 @@ class Volume:
             return None
         return [dice(masks[region], others[region]) for region in range(len(REGIONS))]
 
+    @torch.inference_mode()
     def stages(self, inferer: Inferer, network: nn.Module, repeats: int) -> dict[str, float]:
         """
         Time a whole case, stage by stage, in seconds: medians over ``repeats``.
