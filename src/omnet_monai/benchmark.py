@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from monai.bundle import ConfigParser
 
 from omnet_monai.cost import machine
-from omnet_monai.demo import bundle_root
+from omnet_monai.demo import bundle_root, inference_config
 from omnet_monai.files import whole_file
 from omnet_monai.inferers import AutocastInferer, has_bfloat16
 from omnet_monai.layouts import find_cases
@@ -62,7 +61,7 @@ def benchmark(
         ValueError: if there is no case, or no row has such a name.
     """
     out, root = Path(output_dir), bundle_root(bundle)
-    parser = _inference(root, {"output_dir": str(out / "maps"), **overrides})
+    parser = inference_config(root, {"output_dir": str(out / "maps"), **overrides})
     device, network = parser.get_parsed_content("device"), parser.get_parsed_content("network").eval()
     load_weights(network, parser.get_parsed_content("checkpoint_path"))
     default = parser.get_parsed_content("inferer")
@@ -89,16 +88,6 @@ def benchmark(
         file.write_text(json.dumps(result, indent=1))
     _plot(result["rows"], out / "benchmark.png")
     print(f"{_text(result)}\n\nevery single time: {out / 'benchmark.json'}")
-
-
-def _inference(root: Path, overrides: dict[str, Any]) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config(root / "configs" / "inference.json")
-    unknown = [name for name in overrides if name not in parser]
-    if unknown:
-        raise ValueError(f"overrides must be ids of {root / 'configs' / 'inference.json'}, got {', '.join(unknown)}")
-    parser.update({"bundle_root": str(root), **overrides})
-    return parser
 
 
 def _start_seconds(root: Path) -> dict[str, float]:

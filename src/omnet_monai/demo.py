@@ -19,7 +19,7 @@ from omnet_monai.report import format_table
 from omnet_monai.results import read_scores
 from omnet_monai.weights import ModelFile
 
-__all__ = ["bundle_root", "demo", "generate_cases"]
+__all__ = ["bundle_root", "demo", "generate_cases", "inference_config"]
 
 
 def demo(
@@ -101,6 +101,22 @@ def generate_cases(
     split = Path(folder) / "split.json"
     split.write_text(json.dumps({"training": names[test:], "test": names[:test]}))
     return write_datalist(folder, folds=min(5, cases - test), split=split)
+
+
+def inference_config(root: Path, overrides: dict[str, Any]) -> ConfigParser:
+    """
+    Read a bundle's inference.json with overrides of its ids.
+
+    Raises:
+        ValueError: for an id that inference.json does not have.
+    """
+    path, parser = root / "configs" / "inference.json", ConfigParser()
+    parser.read_config(path)
+    unknown = [name for name in overrides if name not in parser]
+    if unknown:
+        raise ValueError(f"overrides must be ids of {path}, got {', '.join(unknown)}")
+    parser.update({"bundle_root": str(root), **overrides})
+    return parser
 
 
 def _say(text: str) -> None:

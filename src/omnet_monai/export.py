@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from monai.utils import optional_import
 
-from omnet_monai.demo import bundle_root
+from omnet_monai.demo import bundle_root, inference_config
 from omnet_monai.files import whole_file
 from omnet_monai.networks import OMNet
 from omnet_monai.weights import load_weights
@@ -46,12 +45,7 @@ def export(file: str, bundle: str = "", **overrides: Any) -> None:
 
 
 def _network(root: Path, overrides: dict[str, Any]) -> OMNet:
-    parser = ConfigParser()
-    parser.read_config(root / "configs" / "inference.json")
-    unknown = [name for name in overrides if name not in parser]
-    if unknown:
-        raise ValueError(f"overrides must be ids of {root / 'configs' / 'inference.json'}, got {', '.join(unknown)}")
-    parser.update({"bundle_root": str(root), **overrides})
+    parser = inference_config(root, overrides)
     network = parser.get_parsed_content("network_def")
     load_weights(network, parser.get_parsed_content("checkpoint_path"))
     return network.eval()
