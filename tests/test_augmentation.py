@@ -104,6 +104,49 @@ def test_intensities_change_per_sequence_and_background_stays_zero() -> None:
     assert 1.25 < values.max() < 1.3
 
 
+def test_blurring_is_a_gaussian_average_of_brain_alone(monkeypatch) -> None:
+    # A random number of 0 chooses every sequence, and of 0.5 (the width) half the largest.
+    numbers = iter([torch.zeros, lambda *size: torch.full(size, 0.5)])
+    monkeypatch.setattr(torch, "rand", lambda *size: next(numbers, torch.zeros)(*size))
+    augment = BatchAugmentation((9, 9, 9), flip_prob=0, blur_prob=1, blur=2)
+    image = torch.zeros(1, 1, 9, 9, 9)
+    image[..., 4:] = 3  # brain of one value stays so up to its border
+    image[0, 0, 4, 4, 6] = 4
+    out = augment._blurred(image)
+    assert not out[..., :4].any()
+    torch.testing.assert_close(out[0, 0, :2, :, 4:], torch.full((2, 9, 5), 3.0), atol=2e-3, rtol=0)
+    # Two voxels away along one axis, a Gaussian of width 1 has fallen to exp(-2).
+    risen = out - image.clamp(max=3)
+    assert float(risen[0, 0, 4, 6, 6] / risen[0, 0, 4, 4, 6]) == pytest.approx(math.exp(-2), rel=0.05)
+
+
+@pytest.mark.parametrize("spatial", [(12, 10), (10, 8, 6)], ids=["2-D", "3-D"])
+def test_blurring_takes_the_share_of_sequences_asked_for(spatial: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    image, label = batch(100, *spatial)
+    out, _ = BatchAugmentation(spatial, flip_prob=0, blur_prob=0.3, blur=1.5)(image, label)
+    changed = (out != image).flatten(2).any(2)
+    assert changed.float().mean() == pytest.approx(0.3, abs=0.06)
+    assert (out.flatten(2).var(2)[changed] < image.flatten(2).var(2)[changed]).all()
+
+
+def test_gamma_keeps_the_order_the_ends_and_the_background(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "rand", torch.zeros)  # the greatest power, 1 + gamma
+    image = torch.tensor([-1.0, 0.0, 0.5, 1.0, 3.0]).reshape(1, 1, 5, 1, 1)
+    out, _ = BatchAugmentation((5, 1, 1), flip_prob=0, gamma=1)(image, torch.zeros(1, 1, 5, 1, 1))
+    # Brain reaches from -1 to 3; 0.5 lies 3/8 of the way, and its square is 9/64.
+    assert out.flatten().tolist() == pytest.approx([-1, 0, -1 + 4 * 9 / 64, -1 + 4 / 4, 3])
+
+
+def test_an_empty_or_uniform_patch_survives_every_change() -> None:
+    torch.manual_seed(0)
+    augment = BatchAugmentation((4, 4, 4), affine_prob=1, rotation=0.2, blur_prob=1, blur=1, gamma=0.5, scale=0.1)
+    for value in (0.0, 2.0):
+        out, _ = augment(torch.full((2, 4, 4, 4, 4), value), torch.zeros(2, 1, 4, 4, 4))
+        assert torch.isfinite(out).all()
+        assert bool(out.any()) == bool(value)
+
+
 def test_a_patch_loses_at_most_one_sequence_each_equally_often() -> None:
     torch.manual_seed(0)
     out, _ = BatchAugmentation((2, 2, 2), flip_prob=0, drop_prob=0.5)(
@@ -119,7 +162,9 @@ def test_a_patch_loses_at_most_one_sequence_each_equally_often() -> None:
 def test_the_same_seed_gives_the_same_batch_and_the_input_is_left_alone() -> None:
     image, label = batch(4, 8, 8, 8)
     before = image.clone(), label.clone()
-    augment = BatchAugmentation((6, 6, 6), affine_prob=0.5, rotation=0.3, zoom=0.1, scale=0.1, shift=0.1)
+    augment = BatchAugmentation(
+        (6, 6, 6), affine_prob=0.5, rotation=0.3, zoom=0.1, blur_prob=0.5, blur=1, gamma=0.5, scale=0.1, shift=0.1
+    )
     results = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -129,7 +174,13 @@ def test_the_same_seed_gives_the_same_batch_and_the_input_is_left_alone() -> Non
     assert torch.equal(label, before[1])
 
 
-@pytest.mark.parametrize("name", ["affine_prob", "flip_prob", "zoom", "drop_prob"])
+@pytest.mark.parametrize("name", ["affine_prob", "flip_prob", "zoom", "blur_prob", "drop_prob"])
 def test_a_share_beyond_one_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got 1.5"):
         BatchAugmentation((4, 4, 4), **{name: 1.5})
+
+
+@pytest.mark.parametrize("name", ["blur", "gamma"])
+def test_a_negative_strength_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must not be negative, got -1"):
+        BatchAugmentation((4, 4, 4), **{name: -1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 
 __all__ = ["BatchAugmentation"]
 
+CONVOLUTIONS = {2: F.conv2d, 3: F.conv3d}
+
 
 class BatchAugmentation:
     """
-    Turn, scale, mirror and re-weigh each patch of a batch on its own (ours; the release shows no augmentation).
+    Turn, scale, mirror, blur and re-weigh each patch of a batch on its own (ours; the release shows no augmentation).
 
     MONAI's transforms take one patch after the other on the CPU, where a GPU waits for them; these are a few tensor
     operations for all patches together. Their random numbers are those of torch's own CPU generator, so they do not
@@ -27,6 +30,11 @@ class BatchAugmentation:
             ``itertools.combinations``; one number for all.
         zoom: a side is stretched or shrunk by at most this share, each on its own, in [0, 1).
         flip_prob: probability of mirroring a patch along an axis, for each axis, in [0, 1].
+        blur_prob: probability of blurring a sequence of a patch, each on its own, as one acquired in coarse or thick
+            slices is, in [0, 1].
+        blur: largest standard deviation of that blur in voxels, drawn for each axis anew.
+        gamma: the gray values of each sequence, between its least and its greatest in the patch's brain, are raised to
+            a power between 1 / (1 + gamma) and 1 + gamma; 0 leaves them as they are.
         scale: each sequence is multiplied by 1 plus at most this, either way.
         shift: to each sequence is added at most this, either way, inside the brain; the unit is the standard deviation
             that normalization has made 1.
@@ -34,7 +42,7 @@ class BatchAugmentation:
             missing one is at inference, in [0, 1].
 
     Raises:
-        ValueError: for a probability or a zoom outside its range.
+        ValueError: for a probability or a zoom outside its range, and for a negative ``blur`` or ``gamma``.
     """
 
     def __init__(
@@ -44,18 +52,25 @@ class BatchAugmentation:
         rotation: float | Sequence[float] = 0.0,
         zoom: float = 0.0,
         flip_prob: float = 0.5,
+        blur_prob: float = 0.0,
+        blur: float = 0.0,
+        gamma: float = 0.0,
         scale: float = 0.0,
         shift: float = 0.0,
         drop_prob: float = 0.0,
     ) -> None:
-        shares = {"affine_prob": affine_prob, "flip_prob": flip_prob, "zoom": zoom, "drop_prob": drop_prob}
-        for name, value in shares.items():
+        shares = {"affine_prob": affine_prob, "zoom": zoom, "flip_prob": flip_prob, "blur_prob": blur_prob}
+        for name, value in (shares | {"drop_prob": drop_prob}).items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
+        for name, value in {"blur": blur, "gamma": gamma}.items():
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
         self.set_size(spatial_size)
         self.planes = list(combinations(range(len(self.spatial_size)), 2))
         self.rotation = torch.as_tensor(rotation, dtype=torch.float32).expand(len(self.planes))
         self.affine_prob, self.zoom, self.flip_prob = affine_prob, zoom, flip_prob
+        self.blur_prob, self.blur, self.gamma = blur_prob, blur, gamma
         self.scale, self.shift, self.drop_prob = scale, shift, drop_prob
 
     def set_size(self, spatial_size: Sequence[int]) -> None:
@@ -73,10 +88,9 @@ class BatchAugmentation:
         """
         image, label = self._turn(image.float(), label)
         image, label = self._mirror(image, label)
-        factors, shifts = (
-            (1 - 2 * torch.rand(image.shape[:2])).reshape(image.shape[:2] + (1,) * len(self.spatial_size)).to(image)
-            for _ in range(2)
-        )
+        image = self._blurred(image) if self.blur_prob else image
+        image = self._bent(image) if self.gamma else image
+        factors, shifts = (self._per_sequence(image) for _ in range(2))
         image = image * (1 + self.scale * factors) + self.shift * shifts * (image != 0)
         return (self._drop(image) if self.drop_prob else image), label
 
@@ -127,6 +141,40 @@ class BatchAugmentation:
             image = torch.where(chosen, image.flip(axis + 2), image)
             label = torch.where(chosen, label.flip(axis + 2), label)
         return image, label
+
+    def _per_sequence(self, image: torch.Tensor) -> torch.Tensor:
+        """One number in [-1, 1] for each sequence of each patch, of a shape that multiplies the image."""
+        return (1 - 2 * torch.rand(image.shape[:2])).reshape(image.shape[:2] + (1,) * (image.ndim - 2)).to(image)
+
+    def _blurred(self, image: torch.Tensor) -> torch.Tensor:
+        dims = image.ndim - 2
+        chosen = (torch.rand(image.shape[:2]) < self.blur_prob).flatten().nonzero()[:, 0]
+        widths = self.blur * torch.rand(len(chosen), dims)
+        if not len(chosen):
+            return image
+        radius = math.ceil(3 * self.blur)
+        steps = torch.arange(-radius, radius + 1)
+        sequences = image.flatten(0, 1)[chosen.to(image.device)][None]
+        brain = (sequences != 0).to(image)
+        # Brain alone is averaged: the zeros around it would darken its border.
+        both = torch.cat([sequences, brain], 1)
+        for axis in range(dims):
+            kernels = torch.exp(-0.5 * (steps / widths[:, axis, None].clamp(min=1e-3)) ** 2).repeat(2, 1)
+            shape = [-1, 1] + [len(steps) if other == axis else 1 for other in range(dims)]
+            padding = [radius if other == axis else 0 for other in range(dims)]
+            both = CONVOLUTIONS[dims](both, kernels.reshape(shape).to(both), padding=padding, groups=both.shape[1])
+        sequences, weights = both.split(len(chosen), dim=1)
+        image = image.clone()
+        image.view(-1, *image.shape[2:])[chosen.to(image.device)] = (brain * sequences / weights.clamp(min=1e-6))[0]
+        return image
+
+    def _bent(self, image: torch.Tensor) -> torch.Tensor:
+        axes, brain = tuple(range(2, image.ndim)), image != 0
+        least = image.where(brain, image.new_tensor(torch.inf)).amin(axes, keepdim=True)
+        greatest = image.where(brain, image.new_tensor(-torch.inf)).amax(axes, keepdim=True)
+        span = (greatest - least).clamp(min=1e-6)
+        power = (1 + self.gamma) ** self._per_sequence(image)
+        return torch.where(brain, least + span * ((image - least) / span).clamp(0, 1) ** power, image)
 
     def _drop(self, image: torch.Tensor) -> torch.Tensor:
         number, sequences = image.shape[:2]
