@@ -28,6 +28,7 @@ STACKS = {
     "segment": ["inference.json", "segment.json"],
     "paper": ["train.json", "paper.json"],
     "demo": ["train.json", "demo.json"],
+    "lesions": ["train.json", "lesions.json"],
     "multi_gpu_train": ["train.json", "multi_gpu_train.json"],
     "multi_gpu_evaluate": ["train.json", "evaluate.json", "multi_gpu_evaluate.json"],
     **{

@@ -254,6 +254,32 @@ def test_variants_train_what_their_names_say(
     assert any(".attention." in name for name in names) == (variant == "se")
 
 
+def test_lesion_patches_are_trained_on_beside_whole_brains(
+    phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    label = np.zeros((3, 8, 8, 8), np.uint8)
+    label[:, 2:6, 2:6, 2:6] = 4
+    np.savez(
+        tmp_path / "lesions.npz",
+        image=np.ones((3, 4, 8, 8, 8), np.int8),
+        label=label,
+        inside=label < 5,
+        patient=np.array(["BraTS20_Training_130", "other", "another"]),
+        scale=np.float32(0.1),
+    )
+    files, beside = config("train.json", "lesions.json"), {"lesions_file": str(tmp_path / "lesions.npz")}
+    settings = where(tmp_path, phantoms) | TINY | beside
+    parser = ConfigParser()
+    parser.read_config(files)
+    parser.update(settings | {"case_repeats": 2})
+    dataset = parser.get_parsed_content("train#dataset")
+    assert len(dataset) == 2 * len(read_cases(phantoms / "datalist.json", "training")) + 2  # one patient is left out
+    with caplog.at_level("INFO"):
+        run(config_file=files, **settings)
+    assert all(stage in caplog.text for stage in IN_THREE_STAGES)
+    assert (tmp_path / "model.pt").exists()
+
+
 @pytest.fixture(scope="module")
 def stages(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Weights of the three networks of a cascade, each trained by itself with the real config."""
