@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from omnet_monai.metrics import METRICS, dice, hausdorff95, lesion_wise, score_regions, sensitivity, specificity
+from omnet_monai.metrics import (
+    METRICS,
+    dice,
+    false_volume,
+    hausdorff95,
+    lesion_wise,
+    score_regions,
+    sensitivity,
+    specificity,
+)
 
 SHAPE = (20, 20, 20)
 UNIT = (1.0, 1.0, 1.0)
@@ -159,6 +168,32 @@ def test_a_mask_of_the_first_region_is_no_background() -> None:
     assert list(scores) == [f"{metric}_{region}" for metric in METRICS for region in ("WT", "TC", "ET")]
     assert [scores[f"dice_{region}"] for region in ("WT", "TC", "ET")] == [0.5, 1.0, 1.0]
     assert [scores[f"hd95_{region}"] for region in ("WT", "TC", "ET")] == [2.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("pred", "truth", "voxels"),
+    [
+        (EMPTY, EMPTY, 0),
+        (EMPTY, CUBE, 0),
+        (CUBE, EMPTY, 64),
+        (SHIFTED, CUBE, 0),  # half of it lies outside, and all hangs together
+        (ONE | FAR, CUBE, 64),
+        (NEAR | FAR, FAR, 128),
+    ],
+    ids=["nothing", "missed", "nothing to find", "drawn too wide", "one false", "two false"],
+)
+def test_false_volume_is_that_of_components_away_from_any_lesion(
+    pred: torch.Tensor, truth: torch.Tensor, voxels: int
+) -> None:
+    assert false_volume(pred, truth, UNIT) == pytest.approx(voxels / 1000)
+    assert false_volume(pred, truth, [2.0, 0.5, 3.0]) == pytest.approx(3 * voxels / 1000)
+
+
+def test_a_component_that_meets_a_lesion_at_a_corner_alone_is_false() -> None:
+    corner = torch.zeros_like(EMPTY)
+    corner[tuple(CUBE.nonzero().amax(0) + 1)] = True
+    assert false_volume(corner, CUBE, UNIT) == pytest.approx(0.001)
+    assert false_volume(corner | CUBE, CUBE, UNIT) == 0  # joined by it, one component with what was found
 
 
 def test_masks_of_two_shapes_are_refused() -> None:

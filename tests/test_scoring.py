@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from omnet_monai.datalist import read_cases
+from omnet_monai.metrics import IN_UNITS
 from omnet_monai.results import read_scores
 from omnet_monai.scoring import find_prediction, score, score_case
 
@@ -53,8 +54,8 @@ def test_perfect_label_maps_have_perfect_scores_and_a_report(phantoms: Path, pre
     scores = read_scores(predictions / "scores.csv")
     assert sorted(scores) == sorted(case["case"] for case in read_cases(phantoms / "datalist.json"))
     for values in scores.values():
-        assert {v for column, v in values.items() if "hd95" not in column} == {1.0}
-        assert {v for column, v in values.items() if "hd95" in column} == {0.0}
+        assert {v for column, v in values.items() if not column.startswith(IN_UNITS)} == {1.0}
+        assert {v for column, v in values.items() if column.startswith(IN_UNITS)} == {0.0}
     assert len(list((predictions / "pictures").glob("*.png"))) == len(scores)
     assert (predictions / "report.html").is_file()
 

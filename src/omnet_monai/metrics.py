@@ -11,7 +11,17 @@ from scipy import ndimage
 
 from omnet_monai.regions import REGIONS
 
-__all__ = ["METRICS", "dice", "hausdorff95", "lesion_wise", "score_regions", "sensitivity", "specificity"]
+__all__ = [
+    "IN_UNITS",
+    "METRICS",
+    "dice",
+    "false_volume",
+    "hausdorff95",
+    "lesion_wise",
+    "score_regions",
+    "sensitivity",
+    "specificity",
+]
 
 METRICS = {
     "dice": "Dice",
@@ -20,8 +30,12 @@ METRICS = {
     "specificity": "specificity",
     "lesion_dice": "lesion-wise Dice",
     "lesion_hd95": "lesion-wise HD95 (mm)",
+    "false_ml": "false (ml)",
 }
 """Every metric of a region, in the order of tables, and how it is written."""
+
+IN_UNITS = ("hd95", "lesion_hd95", "false_ml")
+"""Metrics in mm or ml, 0 at best; the others are shares, 1 at best."""
 
 JOINING_DILATIONS = 3
 """Dilations, each by the 18 neighbors, after which lesions that touch count as one (BraTS 2023, gliomas)."""
@@ -140,6 +154,22 @@ def lesion_wise(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float
     return float(means[0]), float(means[1])
 
 
+def false_volume(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> float:
+    """
+    Return the volume in ml of the predicted components (26-connected) that share no voxel with the truth: what was
+    found away from any lesion, where Dice also counts what was drawn too wide.
+
+    Args:
+        pred: boolean mask, shape ``(H, W, D)``.
+        truth: boolean mask, same shape.
+        spacing: size of a voxel along each axis in mm.
+    """
+    found, number = ndimage.label(pred.numpy(), NEIGHBORS_26)
+    sizes = np.bincount(found.ravel(), minlength=number + 1)
+    sizes[np.unique(found[truth.numpy()])] = 0
+    return float(sizes[1:].sum() * np.prod(spacing) / 1000)
+
+
 def _score(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> dict[str, float]:
     lesion_dice, lesion_hd95 = lesion_wise(pred, truth, spacing)
     return {
@@ -149,6 +179,7 @@ def _score(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) ->
         "specificity": specificity(pred, truth),
         "lesion_dice": lesion_dice,
         "lesion_hd95": lesion_hd95,
+        "false_ml": false_volume(pred, truth, spacing),
     }
 
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from omnet_monai.files import whole_file
-from omnet_monai.metrics import METRICS
+from omnet_monai.metrics import IN_UNITS, METRICS
 from omnet_monai.regions import REGIONS
 from omnet_monai.results import COLUMNS, CaseScore, Results, digits
 
@@ -126,7 +126,7 @@ def _case(number: int, case: CaseScore, picture: Path | None) -> str:
 
 def _mark(column: str, score: float) -> str:
     """Class of a cell whose score a reader should see first; specificity is always close to 1."""
-    if "hd95" in column or column.startswith("specificity"):
+    if column.startswith((*IN_UNITS, "specificity")):
         return ""
     return "poor" if score < 0.5 else "fair" if score < 0.75 else ""
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from omnet_monai.files import whole_file
-from omnet_monai.metrics import METRICS
+from omnet_monai.metrics import IN_UNITS, METRICS
 from omnet_monai.regions import REGIONS
 from omnet_monai.report import format_table, write_csv
 from omnet_monai.summary import Differences, paired_differences, summarize
@@ -154,8 +154,8 @@ def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
 
 
 def digits(column: str, value: float) -> str:
-    """Write a score as it is read: a distance in mm with one digit, a share with three."""
-    return f"{value:.1f}" if "hd95" in column else f"{value:.3f}"
+    """Write a score as it is read: mm and ml with one digit, a share with three."""
+    return f"{value:.1f}" if column.startswith(IN_UNITS) else f"{value:.3f}"
 
 
 def _mean_dice(case: CaseScore) -> float:
