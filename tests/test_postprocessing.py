@@ -115,21 +115,33 @@ def test_a_hole_enclosed_by_the_core_becomes_core() -> None:
     assert torch.equal(filled, probs)
 
 
-@pytest.mark.parametrize(
-    "hole",
-    [(slice(3, 7), slice(3, 4), slice(3, 4)), (slice(0, 7), slice(3, 4), slice(3, 4))],
-    ids=["open to one side", "a tunnel"],
-)
-def test_a_hole_that_is_open_stays(hole: tuple[slice, ...]) -> None:
-    probs = core_around(hole)
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("span", [(3, 7), (0, 7)], ids=["open to one side", "a tunnel"])
+def test_a_hole_enclosed_within_planes_becomes_core(axis: int, span: tuple[int, int]) -> None:
+    hole = [slice(3, 4)] * 3
+    hole[axis] = slice(*span)
+    probs = core_around(tuple(hole))
+    assert count(fill(probs)) == [0, 125, 7**3 - 125, 0]
+
+
+def test_a_hole_that_is_open_within_every_plane_stays() -> None:
+    probs = core_around((slice(3, 7), slice(3, 7), slice(3, 7)))
     assert torch.equal(fill(probs), probs)
 
 
 def test_a_hole_open_at_an_edge_alone_is_enclosed() -> None:
-    # The center and, diagonal to it, a voxel that leads out: they share an edge, not a face.
+    # The center and, diagonal to it in each plane, voxels that lead out: they share an edge, not a side.
     probs = core_around((slice(3, 4), slice(3, 4), slice(3, 4)))
-    probs[1, 4, 4, 3] = probs[1, 5, 4, 3] = 0.25
-    assert count(fill(probs))[NECROSIS] == 125 - 2
+    for place in ((4, 4, 3), (4, 3, 4), (3, 4, 4)):
+        probs[(1, *place)] = 0.25
+    assert fill(probs)[1, 3, 3, 3] == 1
+
+
+def test_in_two_dimensions_the_image_is_the_plane() -> None:
+    probs = core_around((slice(2, 4), slice(2, 4), slice(3, 4)))[..., 3]
+    assert count(fill(probs))[NECROSIS] == 25
+    probs = core_around((slice(2, 7), slice(2, 4), slice(3, 4)))[..., 3]
+    assert torch.equal(fill(probs), probs)
 
 
 def test_a_hole_outside_the_whole_tumor_stays() -> None:
@@ -139,8 +151,8 @@ def test_a_hole_outside_the_whole_tumor_stays() -> None:
 
 
 def test_core_outside_the_whole_tumor_encloses_nothing() -> None:
-    probs = core_around((slice(2, 5), slice(2, 5), slice(2, 5)))
-    probs[0, 1, 3, 3] = 0.25
+    probs = core_around((slice(3, 4), slice(3, 4), slice(3, 4)))
+    probs[0, 1:3, 3, 3] = probs[0, 3, 1:3, 3] = 0.25  # a way out within each plane
     assert torch.equal(fill(probs), probs)
 
 

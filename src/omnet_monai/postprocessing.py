@@ -45,11 +45,10 @@ class _RefineRegionsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each key's probabilities by refined ones."""
         result = dict(data)
-        for key in self.key_iterator(result):
-            if self.enabled:
-                probs = result[key]
-                voxel = float(probs.pixdim.prod()) if isinstance(probs, MetaTensor) else 1.0
-                result[key] = self.refine(probs, voxel, result)
+        for key in self.key_iterator(result) if self.enabled else ():
+            probs = result[key]
+            voxel = float(probs.pixdim.prod()) if isinstance(probs, MetaTensor) else 1.0
+            result[key] = self.refine(probs, voxel, result)
         return result
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
@@ -59,13 +58,11 @@ class _RefineRegionsd(MapTransform):
 
 class RemoveSmallClustersd(_RefineRegionsd):
     """
-    Clear the region probabilities of small clusters of tumor: scattered false tumor far from the lesion.
-
-    The limit depends on the largest cluster, which MONAI's ``RemoveSmallObjects`` does not know.
+    Clear the region probabilities of small clusters of tumor: scattered false tumor far from the lesion. The limit
+    depends on the largest cluster, which MONAI's ``RemoveSmallObjects`` does not know.
 
     Args:
-        keys: keys of the region probabilities WT, TC, ET, each a ``MetaTensor`` whose affine gives the voxels' size,
-            shape ``(3, *spatial)``; without an affine a voxel is 1 mm3.
+        keys: keys of the region probabilities WT, TC, ET, ``(3, *spatial)``; a ``MetaTensor`` tells its voxels' size.
         max_volume: clusters of at least this volume in mm3 stay; 0 keeps every cluster.
         max_share: so do clusters of at least this share of the largest one's volume, in [0, 1].
         threshold: tumor is where the probability of WT exceeds this.
@@ -86,7 +83,8 @@ class RemoveSmallClustersd(_RefineRegionsd):
 class FillCoreHolesd(_RefineRegionsd):
     """
     Fill holes of the core inside its own rim (ours): a window in the middle of a large necrosis sees no rim to know it
-    by. The probability of TC becomes 1 where WT is but TC is not, and no path from face to face leads out of TC.
+    by. The probability of TC becomes 1 where WT is but TC is not, and within one of the planes of the grid no path from
+    side to side leads out of TC. Such a hole may be open across that plane: its walls are where windows end.
 
     Args:
         keys: keys of the region probabilities WT, TC, ET, as for :class:`RemoveSmallClustersd`.
@@ -103,9 +101,9 @@ class FillCoreHolesd(_RefineRegionsd):
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Fill the holes."""
         whole, core = (probs[[_WHOLE, _CORE]] > self.threshold).cpu().numpy()
-        holes = ndimage.binary_fill_holes(core & whole) & whole
+        holes = torch.as_tensor(_enclosed_in_a_plane(core & whole) & whole & ~core, device=probs.device)
         filled = probs.clone()
-        filled[_CORE].masked_fill_(torch.as_tensor(holes & ~core, device=probs.device), 1)
+        filled[_CORE, holes] = 1
         return filled
 
 
@@ -148,11 +146,8 @@ class RelabelEdemad(_RefineRegionsd):
         classes = classes_from_regions(probs, self.threshold)
         _, non_enhancing, edema, enhancing = torch.bincount(classes.flatten(), minlength=4).tolist()
         whole = non_enhancing + edema + enhancing
-        lacks_core = (
-            enhancing < self.max_enhancing_share * whole
-            and non_enhancing < self.max_non_enhancing_share * whole
-            and enhancing * voxel < self.max_enhancing_volume
-        )
+        lacks_core = non_enhancing < self.max_non_enhancing_share * whole
+        lacks_core &= enhancing < min(self.max_enhancing_share * whole, self.max_enhancing_volume / voxel)
         return relabel_edema(probs, data[self.image_key], self.threshold) if lacks_core else probs
 
 
@@ -212,9 +207,8 @@ def relabel_edema(probs: torch.Tensor, image: torch.Tensor, threshold: float = 0
     Split the predicted edema into two groups by K-means on its intensities, and turn the likelier one into
     non-enhancing core: probability of TC 1, of ET 0.
 
-    The likelier group is that with the larger mean of ``max(TC - ET, 0)``, which stands in for the probability of the
-    class. The groups start at the mean intensities of the voxels above and not above the mean of that figure, so that
-    nothing is random. Both are ours.
+    The likelier group has the larger mean of ``max(TC - ET, 0)``, which stands in for the probability of the class. The
+    groups start at the mean intensities of the voxels above and not above the mean of that figure. Both are ours.
 
     Args:
         probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
@@ -222,15 +216,15 @@ def relabel_edema(probs: torch.Tensor, image: torch.Tensor, threshold: float = 0
         threshold: a region is where its probability exceeds this.
 
     Returns:
-        Probabilities, shape ``(3, *spatial)``; the given tensor itself is left as it was.
+        Probabilities, likewise; the given tensor itself is left as it was.
 
     Raises:
         ValueError: if image and probabilities differ in spatial shape.
     """
     if image.shape[1:] != probs.shape[1:]:
         case = image.meta.get("case", "unknown") if isinstance(image, MetaTensor) else "unknown"
-        rule = f"case {case}: image and probabilities must share a spatial shape"
-        raise ValueError(f"{rule}, got {tuple(image.shape[1:])} and {tuple(probs.shape[1:])}")
+        shapes = f"{tuple(image.shape[1:])} and {tuple(probs.shape[1:])}"
+        raise ValueError(f"case {case}: image and probabilities must share a spatial shape, got {shapes}")
     edema = convert_to_tensor(classes_from_regions(probs, threshold)[0] == EDEMA, track_meta=False)
     values = convert_to_tensor(image, track_meta=False)[:, edema.to(image.device)].T.double().cpu().numpy()
     likely = (probs[_CORE] - probs[_ENHANCING]).clamp(min=0)[edema].double().cpu().numpy()
@@ -242,9 +236,14 @@ def relabel_edema(probs: torch.Tensor, image: torch.Tensor, threshold: float = 0
         return probs
     _, group = kmeans2(values, starts, iter=100, minit="matrix", missing="raise")  # more steps than it takes
     chosen = group == np.argmax([likely[group == k].mean() for k in range(2)])
-    relabeled = torch.zeros_like(edema)
-    relabeled[edema] = torch.as_tensor(chosen, device=edema.device)
+    relabeled = torch.zeros_like(edema).masked_scatter(edema, torch.as_tensor(chosen, device=edema.device))
     result = probs.clone()
-    result[_CORE].masked_fill_(relabeled, 1)
-    result[_ENHANCING].masked_fill_(relabeled, 0)
+    result[_CORE, relabeled], result[_ENHANCING, relabeled] = 1, 0
     return result
+
+
+def _enclosed_in_a_plane(mask: np.ndarray) -> np.ndarray:
+    """Add to a mask what it encloses within a plane of two axes, whatever lies before and behind that plane."""
+    cross = ndimage.generate_binary_structure(mask.ndim, 1)
+    planes = [np.indices(cross.shape)[axis] == 1 for axis in range(mask.ndim)] if mask.ndim > 2 else [True]
+    return np.logical_or.reduce([ndimage.binary_fill_holes(mask, cross & plane) for plane in planes])
