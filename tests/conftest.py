@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from omnet_monai.datalist import write_datalist
@@ -50,6 +51,18 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     split.write_text(json.dumps({"training": names[:3], "test": names[3:]}))
     write_datalist(folder, folds=3, split=split)
     return folder
+
+
+@pytest.fixture(scope="session")
+def lesion_patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of three lesion patches, of one patient that is left out by default and of two that are not."""
+    label = np.zeros((3, 8, 8, 8), np.uint8)
+    label[:, 2:6, 2:6, 2:6] = 4
+    patients = np.array(["BraTS20_Training_130", "one", "another"])
+    path = tmp_path_factory.mktemp("lesions") / "lesion_patches.npz"
+    image = np.ones((3, 4, 8, 8, 8), np.int8)
+    np.savez(path, image=image, label=label, inside=label < 5, patient=patients, scale=np.float32(0.1))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -32,10 +32,11 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def bundle(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(phantoms: Path, lesion_patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the bundle's configs, with a folder CASES of generated cases without a datalist."""
     folder = tmp_path_factory.mktemp("docs") / "bundle"
     shutil.copytree(ROOT / "bundle" / "configs", folder / "configs")
+    shutil.copy(lesion_patches, folder)
     for case in phantoms.iterdir():
         if case.is_dir():
             shutil.copytree(case, folder / "CASES" / case.name)
@@ -68,6 +69,7 @@ def test_every_command_of_the_page_on_own_cases_runs_in_its_order(bundle: Path) 
         "trained/model.pt",
         "trained0/model.pt",
         "tuned/model.pt",
+        "beside/model.pt",
         "trained2/model.pt",
         "scored/report.html",
         "scored2/report.html",

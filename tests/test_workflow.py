@@ -255,19 +255,9 @@ def test_variants_train_what_their_names_say(
 
 
 def test_lesion_patches_are_trained_on_beside_whole_brains(
-    phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    phantoms: Path, lesion_patches: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    label = np.zeros((3, 8, 8, 8), np.uint8)
-    label[:, 2:6, 2:6, 2:6] = 4
-    np.savez(
-        tmp_path / "lesions.npz",
-        image=np.ones((3, 4, 8, 8, 8), np.int8),
-        label=label,
-        inside=label < 5,
-        patient=np.array(["BraTS20_Training_130", "other", "another"]),
-        scale=np.float32(0.1),
-    )
-    files, beside = config("train.json", "lesions.json"), {"lesions_file": str(tmp_path / "lesions.npz")}
+    files, beside = config("train.json", "lesions.json"), {"lesions_file": str(lesion_patches)}
     settings = where(tmp_path, phantoms) | TINY | beside
     parser = ConfigParser()
     parser.read_config(files)
