@@ -137,14 +137,19 @@ def test_equal_time_gives_each_row_as_many_epochs_as_the_references_training_las
 def test_variants_of_post_processing_set_their_switch_in_the_evaluation_alone(
     phantoms: Path, tmp_path: Path, runs: list[dict[str, Any]]
 ) -> None:
-    ablate(str(tmp_path), str(phantoms / "datalist.json"), variants="cga,core_holes,all_clusters", **TINY)
-    assert kinds(runs) == ["train train", "score evaluate", "score evaluate", "score evaluate"]
-    assert [(run.get("fill_core"), run.get("cluster_volume")) for run in runs] == [
-        (None, None),
-        (None, 0),
-        (None, None),
-        (False, None),
+    variants = "cga,core_holes,all_clusters,enhancing_volume"
+    settings = TINY | {"cluster_volume": 40, "pictures": False}
+    ablate(str(tmp_path), str(phantoms / "datalist.json"), variants=variants, **settings)
+    assert kinds(runs) == ["train train", *["score evaluate"] * 4]
+    # The reference, here the last one, comes first. Its limit follows the one of clusters.
+    assert [(run.get("fill_core"), run["cluster_volume"], run.get("enhancing_volume")) for run in runs] == [
+        (None, 40, None),
+        (None, 40, "$0.1 * @cluster_volume"),
+        (None, 40, None),
+        (False, 40, None),
+        (None, 0, None),
     ]
+    assert not list(tmp_path.rglob("*.png"))
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,13 @@ def test_only_the_worst_cases_bring_their_pictures_into_a_large_page(tmp_path: P
     assert len(re.findall("<h3>", page)) == 12
 
 
+def test_a_page_without_pictures_has_the_tables_of_all_cases(tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", Results(make_cases(3)), None)
+    page = (tmp_path / "report.html").read_text()
+    assert "<img" not in page
+    assert len(re.findall("<h3>", page)) == 3
+
+
 def test_a_page_without_a_scored_case_names_the_errors(tmp_path: Path) -> None:
     results = Results([FAILED])
     results.write(tmp_path)

@@ -59,6 +59,14 @@ def test_perfect_label_maps_have_perfect_scores_and_a_report(phantoms: Path, pre
     assert (predictions / "report.html").is_file()
 
 
+def test_without_a_folder_for_pictures_none_is_drawn_and_the_scores_are_the_same(
+    phantoms: Path, predictions: Path
+) -> None:
+    case = first(phantoms)
+    assert score_case(case, predictions) == score_case(case, predictions, predictions / "pictures")
+    assert [path.stem for path in predictions.rglob("*.png")] == [case["case"]]
+
+
 def test_volumes_are_those_of_the_file(phantoms: Path, predictions: Path) -> None:
     case = first(phantoms)
     file = predictions / f"{case['case']}_seg.nii.gz"
