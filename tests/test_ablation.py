@@ -114,13 +114,16 @@ def test_equal_time_gives_each_row_as_many_epochs_as_the_references_training_las
     phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # OM-Net takes 20 s for 10 epochs, each network of a cascade 16: two of them have room for 20 / 32 of the epochs.
+    # SE takes 19.5 s: as many epochs fit as it was trained for, and its row is that one again.
     trained: list[tuple[str, int]] = []
+    scored: list[str] = []
 
     def train(self: Any, network: str, epochs: int, fold: int | None, seed: int) -> tuple[Path, float]:
         trained.append((network, epochs))
-        return tmp_path / network, epochs * (2.0 if network == "omnet" else 1.6)
+        return tmp_path / network, epochs * {"omnet": 2.0, "se": 1.95}.get(network, 1.6)
 
     def run(output_dir: str, **kwargs: Any) -> None:
+        scored.append(Path(output_dir).name)
         cost = {"parameters": 1, "passes_per_window": 1, "flops_per_case": 1, "seconds_per_case": 1}
         Path(output_dir).mkdir(parents=True)
         (Path(output_dir) / "cost.json").write_text(json.dumps(cost))
@@ -129,9 +132,17 @@ def test_equal_time_gives_each_row_as_many_epochs_as_the_references_training_las
     monkeypatch.setattr(ablation, "run", run)
     dice = {f"dice_{region}": 0.5 for region in ("WT", "TC", "ET")}
     monkeypatch.setattr(ablation, "read_scores", lambda path: {"a": dice, "b": dice})
-    arguments = {"variants": ("mc2", "omnet"), "equal_time": True, "train#trainer#max_epochs": 10}
+    arguments = {"variants": ("mc2", "omnet", "se"), "equal_time": True, "train#trainer#max_epochs": 10}
     ablate(str(tmp_path / "out"), str(phantoms / "datalist.json"), **arguments)
-    assert trained == [("omnet", 10), ("mc1", 10), ("refined", 10), ("mc1", 6), ("refined", 6)]
+    assert trained == [("omnet", 10), ("mc1", 10), ("refined", 10), ("se", 10), ("mc1", 6), ("refined", 6)]
+    assert scored == [
+        "omnet-test-seed0-10epochs",
+        "mc2-test-seed0-10epochs",
+        "se-test-seed0-10epochs",
+        "mc2-test-seed0-6epochs",
+    ]
+    rows = json.loads((tmp_path / "out" / "rows.json").read_text())["rows"]
+    assert [(row["variant"], row["epochs"]) for row in rows if row["budget"] == "time"] == [("mc2", 6), ("se", 10)]
 
 
 def test_variants_of_post_processing_set_their_switch_in_the_evaluation_alone(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,33 +144,33 @@ class _Ablation:
             (own,), (other,) = (self.find(n, "steps", place, seed) for n in (name, reference))
             epochs = max(1, round(self.epochs * other.seconds / own.seconds))
         print(f"\n=== {variant.title}, {budget}, {place}, seed {seed}: {epochs} epochs", flush=True)
+        if budget == "time" and epochs == self.epochs:  # the very training that is there
+            self.keep(replace(self.find(name, "steps", place, seed)[0], budget="time"))
+            return
         trained = [self.train(network, epochs, fold, seed) for network in variant.networks]
         weights = [str(folder / "model.pt") for folder, _ in trained]
         out = self.out / "scored" / f"{name}-{place}-seed{seed}-{epochs}epochs"
-        settings = (
-            self.common(fold, seed)
-            | variant.settings
-            | {
-                "checkpoint_path": weights if len(weights) > 1 else weights[0],
-                "output_dir": str(out),
-                "datalist_key": self.section if fold is None else "training",
-            }
-        )
+        settings = self.common(fold, seed) | variant.settings
+        settings |= {"checkpoint_path": weights if len(weights) > 1 else weights[0], "output_dir": str(out)}
+        settings |= {"datalist_key": self.section if fold is None else "training"}
         files = ("train.json", *self.recipe, "evaluate.json", *variant.overrides, "cost.json")
         run(config_file=self.configs(*files), **settings)
         scores = read_scores(out / "scores.csv").items()
-        self.rows.append(
-            Row(
-                variant=name,
-                budget=budget,
-                place=place,
-                seed=seed,
-                epochs=epochs,
-                seconds=sum(seconds for _, seconds in trained),
-                cost=json.loads((out / "cost.json").read_text(encoding="utf-8")),
-                dice={case: [values[f"dice_{region}"] for region in REGIONS] for case, values in scores},
-            )
+        row = Row(
+            variant=name,
+            budget=budget,
+            place=place,
+            seed=seed,
+            epochs=epochs,
+            seconds=sum(seconds for _, seconds in trained),
+            cost=json.loads((out / "cost.json").read_text(encoding="utf-8")),
+            dice={case: [values[f"dice_{region}"] for region in REGIONS] for case, values in scores},
         )
+        self.keep(row)
+
+    def keep(self, row: Row) -> None:
+        """Add a row to those that are there."""
+        self.rows.append(row)
         content = {"settings": self.settings, "rows": [asdict(row) for row in self.rows]}
         with whole_file(self.out / "rows.json") as part:
             part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -225,6 +225,7 @@ class _Ablation:
             "meta_file": str(self.root / "configs" / "metadata.json"),
             "logging_file": str(self.root / "configs" / "logging.conf"),
             "datalist": str(self.datalist),
+            "cache_dir": str(self.out / "cache"),  # one for all networks
             "fold": fold,
             "seed": seed,
             **self.overrides,
