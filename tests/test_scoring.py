@@ -149,6 +149,26 @@ def test_one_bad_case_is_marked_the_rest_is_scored_and_the_exit_status_tells(
     assert not list(predictions.glob("*.csv"))
 
 
+def test_cases_on_other_grids_and_in_other_codes_are_marked_beside_the_one_that_is_scored(
+    phantoms: Path, predictions: Path
+) -> None:
+    moved, recoded, fine = (case["case"] for case in read_cases(phantoms / "datalist.json"))
+    affine = nib.load(predictions / f"{moved}_seg.nii.gz").affine.copy()
+    affine[0, 3] += 5
+    change(predictions / f"{moved}_seg.nii.gz", affine=affine)
+    change(predictions / f"{recoded}_seg.nii.gz", np.full_like(codes(predictions / f"{recoded}_seg.nii.gz"), 3))
+    with pytest.raises(ValueError, match=rf"cases not scored, see .*scores\.csv: {moved}, {recoded}"):
+        score(str(predictions), str(phantoms / "datalist.json"), "training", scheme="brats2017")
+    with open(predictions / "scores.csv", newline="") as file:
+        errors = {row["case"]: row["error"] for row in csv.DictReader(file)}
+    assert "origins must agree" in errors[moved]
+    assert "codes of brats2017 must be among" in errors[recoded]
+    assert errors[fine] == ""
+    page = (predictions / "report.html").read_text()
+    assert page.count("Not scored:") == 2
+    assert "1 of 3 cases scored" in page
+
+
 def test_a_case_that_lost_an_image_is_an_error_of_its_own(phantoms: Path, predictions: Path) -> None:
     case = first(phantoms)
     case["image"][2] = str(predictions / "absent.nii.gz")
