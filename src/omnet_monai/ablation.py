@@ -68,14 +68,8 @@ def ablate(
     reference = reference or ("omnet" if "omnet" in rows else list(rows)[-1])
     if reference not in rows:
         raise ValueError(f"reference must be one of the variants {', '.join(rows)}, got {reference!r}")
-    ablation = _Ablation(
-        out=Path(directory),
-        root=bundle_root(bundle),
-        datalist=Path(datalist),
-        section=section,
-        recipe=tuple(_listed(recipe)),
-        overrides=overrides,
-    )
+    sources = Path(directory), bundle_root(bundle), Path(datalist)
+    ablation = _Ablation(*sources, section, tuple(_listed(recipe)), overrides)
     places = [(fold, seed) for seed in _listed(seeds) for fold in (_listed(folds) or [None])]
     for fold, _ in places:
         ablation.check_cases(fold)
@@ -182,12 +176,12 @@ class _Ablation:
         record = folder / "trained.json"
         if not record.is_file():
             done = _epochs_done(folder / "run" / "checkpoint.pt")
-            start = time.monotonic()
+            start = _clock()
             settings = self.common(fold, seed) | {"ckpt_dir": str(folder), "run_dir": str(folder / "run")}
             settings |= {"train#trainer#max_epochs": epochs, "val_interval": epochs + 1}
             run(config_file=self.configs("train.json", *self.recipe, *NETWORKS[network]), **settings)
             # Of an interrupted training the last part is known; the rest is taken to have been as fast.
-            seconds = (time.monotonic() - start) * epochs / (epochs - done % epochs)
+            seconds = (_clock() - start) * epochs / (epochs - done % epochs)
             with whole_file(record) as part:
                 part.write_text(json.dumps({"seconds": seconds}) + "\n", encoding="utf-8")
         return folder, json.loads(record.read_text(encoding="utf-8"))["seconds"]
@@ -242,6 +236,11 @@ def _listed(value: Any) -> list[Any]:
     if isinstance(value, str):
         return [name.strip() for name in value.split(",") if name.strip()]
     return list(value) if isinstance(value, Sequence) else [value]
+
+
+def _clock() -> float:
+    # Without a GPU the time that this process computed: other programs on the machine must not change a budget.
+    return time.monotonic() if torch.cuda.is_available() else time.process_time()
 
 
 def _epochs_done(checkpoint: Path) -> int:
