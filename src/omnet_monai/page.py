@@ -10,7 +10,7 @@ from pathlib import Path
 from omnet_monai.files import whole_file
 from omnet_monai.metrics import METRICS
 from omnet_monai.regions import REGIONS
-from omnet_monai.results import COLUMNS, CaseScore, Results, digits
+from omnet_monai.results import COLUMNS, VOLUMES, CaseScore, Results, digits, milliliters
 
 __all__ = ["picture_of", "write_html", "write_page"]
 
@@ -117,7 +117,7 @@ def _case(number: int, case: CaseScore, pictures: Path | None) -> str:
     """Show a case: its scores, poor ones marked, its volumes and its picture."""
     cells = [digits(column, case.values[column]) for column in COLUMNS]
     classes = [_mark(column, case.values[column]) for column in COLUMNS]
-    volumes = [f"{case.values[f'{source}_ml_{region}']:.1f}" for source in ("truth", "pred") for region in REGIONS]
+    volumes = [milliliters(case.values[column]) for column in VOLUMES]
     image = "" if pictures is None else picture_of(case.case, pictures / f"{case.case}.png")
     table = _table(cells, classes, volumes)
     return f'<section id="case{number}"><h3>{number + 1}. {escape(case.case)}</h3>{table}{image}</section>'
