@@ -58,9 +58,9 @@ def test_rows_train_and_score_by_the_real_configs_and_are_not_run_again(
     printed = capsys.readouterr().out
     assert (tmp_path / "table.md").read_text() in printed
     assert "| MC2 | " in printed
-    assert "Budget: 3 optimizer steps for each network, by train.json and network_def#features=[2, 2, 4, 4]" in printed
-    assert "Data: 3 training cases" in printed
-    assert "1 cases were scored (test)" in printed
+    assert "Budget: 3 optimizer steps for each network (3 epochs), by train.json, network_def#features [2, 2" in printed
+    assert "Data: 3 training cases, 1 cases scored (test)." in printed
+    assert "equal time" not in printed
     with open(tmp_path / "table.csv", newline="") as file:
         mc2, omnet = csv.DictReader(file)
     assert (mc2["passes per window"], omnet["passes per window"]) == ("2.00", "1.00")
@@ -74,8 +74,10 @@ def test_rows_train_and_score_by_the_real_configs_and_are_not_run_again(
 
     # MC1 is scored anew with the network that MC2 has trained.
     runs.clear()
-    ablate(str(tmp_path), str(datalist), variants="mc1,mc2,omnet", **TINY)
+    ablate(str(tmp_path), str(datalist), variants="mc1,omnet", **TINY)
     assert kinds(runs) == ["score mc1"]
+    table = (tmp_path / "table.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines() if " | " in line][2:] == ["| MC1", "| OM-Net"]
     with pytest.raises(ValueError, match=r"rows\.json must be of the same settings .*, differs in overrides"):
         ablate(str(tmp_path), str(datalist), variants="mc1", **TINY | {"steps_per_epoch": 2})
 
@@ -114,13 +116,16 @@ def test_equal_time_gives_each_row_as_many_epochs_as_the_references_training_las
     phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # OM-Net takes 20 s for 10 epochs, each network of a cascade 16: two of them have room for 20 / 32 of the epochs.
+    # SE takes 19.5 s: as many epochs fit as it was trained for, and its row is that one again.
     trained: list[tuple[str, int]] = []
+    scored: list[str] = []
 
     def train(self: Any, network: str, epochs: int, fold: int | None, seed: int) -> tuple[Path, float]:
         trained.append((network, epochs))
-        return tmp_path / network, epochs * (2.0 if network == "omnet" else 1.6)
+        return tmp_path / network, epochs * {"omnet": 2.0, "se": 1.95}.get(network, 1.6)
 
     def run(output_dir: str, **kwargs: Any) -> None:
+        scored.append(Path(output_dir).name)
         cost = {"parameters": 1, "passes_per_window": 1, "flops_per_case": 1, "seconds_per_case": 1}
         Path(output_dir).mkdir(parents=True)
         (Path(output_dir) / "cost.json").write_text(json.dumps(cost))
@@ -129,22 +134,35 @@ def test_equal_time_gives_each_row_as_many_epochs_as_the_references_training_las
     monkeypatch.setattr(ablation, "run", run)
     dice = {f"dice_{region}": 0.5 for region in ("WT", "TC", "ET")}
     monkeypatch.setattr(ablation, "read_scores", lambda path: {"a": dice, "b": dice})
-    arguments = {"variants": ("mc2", "omnet"), "equal_time": True, "train#trainer#max_epochs": 10}
+    arguments = {"variants": ("mc2", "omnet", "se"), "equal_time": True, "train#trainer#max_epochs": 10}
     ablate(str(tmp_path / "out"), str(phantoms / "datalist.json"), **arguments)
-    assert trained == [("omnet", 10), ("mc1", 10), ("refined", 10), ("mc1", 6), ("refined", 6)]
+    assert trained == [("omnet", 10), ("mc1", 10), ("refined", 10), ("se", 10), ("mc1", 6), ("refined", 6)]
+    assert scored == [
+        "omnet-test-seed0-10epochs",
+        "mc2-test-seed0-10epochs",
+        "se-test-seed0-10epochs",
+        "mc2-test-seed0-6epochs",
+    ]
+    rows = json.loads((tmp_path / "out" / "rows.json").read_text())["rows"]
+    assert [(row["variant"], row["epochs"]) for row in rows if row["budget"] == "time"] == [("mc2", 6), ("se", 10)]
 
 
 def test_variants_of_post_processing_set_their_switch_in_the_evaluation_alone(
     phantoms: Path, tmp_path: Path, runs: list[dict[str, Any]]
 ) -> None:
-    ablate(str(tmp_path), str(phantoms / "datalist.json"), variants="cga,core_holes,all_clusters", **TINY)
-    assert kinds(runs) == ["train train", "score evaluate", "score evaluate", "score evaluate"]
-    assert [(run.get("fill_core"), run.get("cluster_volume")) for run in runs] == [
-        (None, None),
-        (None, 0),
-        (None, None),
-        (False, None),
+    variants = "cga,core_holes,all_clusters,enhancing_volume"
+    settings = TINY | {"cluster_volume": 40, "pictures": False}
+    ablate(str(tmp_path), str(phantoms / "datalist.json"), variants=variants, **settings)
+    assert kinds(runs) == ["train train", *["score evaluate"] * 4]
+    # The reference, here the last one, comes first. Its limit follows the one of clusters.
+    assert [(run.get("fill_core"), run["cluster_volume"], run.get("enhancing_volume")) for run in runs] == [
+        (None, 40, None),
+        (None, 40, "$0.1 * @cluster_volume"),
+        (None, 40, None),
+        (False, 40, None),
+        (None, 0, None),
     ]
+    assert not list(tmp_path.rglob("*.png"))
 
 
 @pytest.mark.parametrize(

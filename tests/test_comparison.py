@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,7 +34,7 @@ def test_a_line_holds_cost_scores_and_the_papers_numbers() -> None:
     assert line["difference WT/TC/ET"] == "-0.150/-0.150/-0.075"
     assert line["resolves"] == "0.100/0.100/0.050"
     # The paper: 0.9108 - 0.9110, 0.7911 - 0.7987, 0.7953 - 0.8087.
-    assert line["paper's difference"] == " / ".join(["not resolvable here"] * 3)
+    assert line["paper's difference"] == "not resolvable here"
     reference = cells(comparison, "omnet")
     assert [reference[name] for name in ("difference WT/TC/ET", "resolves", "paper's difference")] == ["-"] * 3
 
@@ -77,16 +79,18 @@ def test_folds_together_have_all_their_cases_and_only_common_ones_are_paired() -
 def test_one_case_resolves_nothing() -> None:
     comparison = Comparison([make_row("mc1", a=0.1), make_row("omnet", a=0.9)], "omnet")
     assert cells(comparison, "mc1")["resolves"] == "-/-/-"
-    assert cells(comparison, "mc1")["paper's difference"] == " / ".join(["not resolvable here"] * 3)
+    assert cells(comparison, "mc1")["paper's difference"] == "not resolvable here"
 
 
 def test_scores_at_equal_time_have_a_column_of_their_own() -> None:
-    rows = [make_row("omnet", a=0.9), make_row("mc3", a=0.8), make_row("mc3", budget="time", a=0.7)]
-    rows += [make_row("se", a=0.8)]
+    rows = [make_row("omnet", a=0.9), make_row("mc3", a=0.8), make_row("se", a=0.8)]
+    rows += [replace(make_row("mc3", seed, budget="time", a=0.7), epochs=3 + seed) for seed in (0, 1)]
     comparison = Comparison(rows, "omnet")
     assert cells(comparison, "mc3")["Dice WT"] == "0.800"
     assert cells(comparison, "mc3")["Dice WT/TC/ET, equal time"] == "0.700/0.600/0.350"
     assert cells(comparison, "omnet")["Dice WT/TC/ET, equal time"] == "0.900/0.800/0.450"
+    epochs = [cells(comparison, name)["epochs at equal time"] for name in ("mc3", "omnet", "se")]
+    assert epochs == ["3.5", "10.0", "-"]
     assert cells(comparison, "se")["Dice WT/TC/ET, equal time"] == "-"  # not run yet
     assert not any("equal time" in name for name in Comparison(rows[:2], "omnet").table()[0])
 

@@ -126,6 +126,8 @@ def slow_lesion_wise(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[
         (ONE, EMPTY, (0, DIAGONAL, 0, 7999 / 8000)),
         (SHIFTED, CUBE, (0.5, 2, 0.5, (8000 - 64 - 32) / (8000 - 64))),
         (BESIDE, CUBE, (0, 4, 0, (8000 - 128) / (8000 - 64))),
+        # Of 56 surface voxels the one at the far corner is (4, 4, 4) from the touching corner, three are (4, 4, 3).
+        (DIAGONAL_CONTACT, CUBE, (0, sqrt(41), 0, (8000 - 128) / (8000 - 64))),
     ],
     ids=[
         "both empty",
@@ -138,6 +140,7 @@ def slow_lesion_wise(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[
         "false voxel",
         "half covered",
         "touching",
+        "touching at a corner",
     ],
 )
 def test_scores_equal_those_derived_by_hand(
@@ -205,6 +208,8 @@ def test_masks_of_two_shapes_are_refused() -> None:
     ("pred", "truth", "expected"),
     [
         (EMPTY, EMPTY, (1, 0)),
+        (EMPTY, FULL, (0, 374)),
+        (FULL, EMPTY, (0, 374)),
         (EMPTY, CUBE, (0, 374)),
         (ONE, EMPTY, (0, 374)),  # a false alarm counts however small it is
         (CUBE, CUBE, (1, 0)),
@@ -219,6 +224,8 @@ def test_masks_of_two_shapes_are_refused() -> None:
     ],
     ids=[
         "both empty",
+        "empty/full",
+        "full/empty",
         "missed",
         "false voxel",
         "perfect",
@@ -237,6 +244,11 @@ def test_lesion_wise_scores_equal_those_derived_by_hand(
 ) -> None:
     assert lesion_wise(pred, truth, UNIT) == pytest.approx(expected, abs=1e-5)
     assert slow_lesion_wise(pred, truth, UNIT) == pytest.approx(expected, abs=1e-5)
+
+
+def test_lesion_wise_distances_are_in_mm_along_each_axis() -> None:
+    assert lesion_wise(SHIFTED, CUBE, (2.5, 1.0, 1.0)) == pytest.approx((0.5, 5))
+    assert lesion_wise(SHIFTED, CUBE, (1.0, 2.5, 1.0)) == pytest.approx((0.5, 2))
 
 
 def test_a_contact_at_a_corner_makes_one_component() -> None:

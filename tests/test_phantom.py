@@ -175,6 +175,12 @@ def test_eight_cases_hold_one_of_each_special_kind_after_five_common_ones(tmp_pa
     assert core <= 0.05 * whole + 1
 
 
+def test_all_cases_are_of_one_kind_where_that_is_asked_for(tmp_path: Path) -> None:
+    folders = write_phantoms(tmp_path, cases=8, size=SMALLEST_SIZE, kind="common")
+    labels = [np.asarray(nib.load(folder / f"{folder.name}_seg.nii.gz").dataobj) for folder in folders]
+    assert all(set(np.unique(label)) == {0, 1, 2, 4} for label in labels)
+
+
 def test_a_case_does_not_depend_on_the_number_of_cases(tmp_path: Path) -> None:
     few = write_phantoms(tmp_path / "few", cases=1, seed=7, size=SMALLEST_SIZE)[0] / "phantom_000_t1.nii.gz"
     more = write_phantoms(tmp_path / "more", cases=2, seed=7, size=SMALLEST_SIZE)[0] / "phantom_000_t1.nii.gz"

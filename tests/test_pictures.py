@@ -109,7 +109,7 @@ def test_volumes_are_in_ml() -> None:
     pred[:5] = True
     true[:] = True
     assert pictures._caption("WT", pred, true, voxel=3.0) == "WT on FLAIR\ntruth 3.0 ml, prediction 1.5 ml"
-    assert pictures._caption("ET", pred, None, voxel=1.0) == "ET on T1C\nprediction 0.5 ml"
+    assert pictures._caption("ET", pred, None, voxel=1.0) == "ET on T1C\nprediction 0.500 ml"
 
 
 def test_a_label_may_come_without_a_channel_and_as_an_array(tmp_path: Path) -> None:

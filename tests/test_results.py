@@ -14,7 +14,7 @@ import pytest
 from matplotlib.image import imread, imsave
 
 from omnet_monai.page import write_page
-from omnet_monai.results import COLUMNS, VOLUMES, CaseScore, Results, read_scores
+from omnet_monai.results import COLUMNS, VOLUMES, CaseScore, Results, digits, milliliters, read_scores
 
 
 def make_case(name: str, value: float, patient: str = "") -> CaseScore:
@@ -64,6 +64,14 @@ def test_from_ten_cases_on_the_mean_has_an_interval(tmp_path: Path) -> None:
     assert summary["mean"] == pytest.approx(0.45)
     assert 0 < summary["low"] < summary["mean"] < summary["high"] < 0.9
     assert "95 % bootstrap interval" in write(tmp_path, results)
+
+
+def test_a_small_volume_is_not_written_as_none_and_a_small_loss_not_as_minus_nothing() -> None:
+    assert [milliliters(value) for value in (0.0, 0.027, 0.9996, 1.0, 123.45)] == [
+        *("0.0", "0.027", "1.000", "1.0", "123.5")
+    ]
+    assert digits("dice_WT", -0.0001) == "0.000"
+    assert digits("hd95_WT", -0.04) == "0.0"
 
 
 def test_the_csv_has_a_row_per_case_and_reads_back_without_those_that_failed(tmp_path: Path) -> None:
@@ -127,6 +135,13 @@ def test_only_the_worst_cases_bring_their_pictures_into_a_large_page(tmp_path: P
     assert len(re.findall("<h3>", page)) == 12
 
 
+def test_a_page_without_pictures_has_the_tables_of_all_cases(tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", Results(make_cases(3)), None)
+    page = (tmp_path / "report.html").read_text()
+    assert "<img" not in page
+    assert len(re.findall("<h3>", page)) == 3
+
+
 def test_a_page_without_a_scored_case_names_the_errors(tmp_path: Path) -> None:
     results = Results([FAILED])
     results.write(tmp_path)
@@ -145,7 +160,7 @@ def test_the_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
     assert "<b>&\"'" not in page
 
 
-def test_a_browser_shows_the_page(tmp_path: Path) -> None:
+def test_a_browser_without_a_network_shows_the_page(tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs Chromium")
@@ -153,12 +168,15 @@ def test_a_browser_shows_the_page(tmp_path: Path) -> None:
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --hide-scrollbars --disable-background-networking"
     quiet = "--disable-component-update --disable-sync --window-size=1200,1700"
     folder, shot = f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'shot.png'}"
-    words = [chromium, *flags.split(), *quiet.split(), folder, shot, (tmp_path / "report.html").as_uri()]
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND"  # no name leads anywhere
+    words = [chromium, *flags.split(), *quiet.split(), folder, shot, offline, (tmp_path / "report.html").as_uri()]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     picture = imread(tmp_path / "shot.png")[..., :3]
     red = (picture == (1, 0, 0)).all(-1).sum()
     assert red > 2 * 600 * 300  # both pictures, as wide as the page
+    poor = np.isclose(picture, np.array([0xFF, 0xC9, 0xBD]) / 255, atol=0.002).all(-1).sum()
+    assert poor > 9 * 40 * 20  # the cells of a table: three metrics below 0.5 in three regions
     blue = (np.abs(picture - np.array([0x24, 0x77, 0xB3]) / 255).max(-1) < 0.4) & (
         picture[..., 2] > picture[..., 0] + 0.2
     )

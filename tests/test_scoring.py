@@ -60,6 +60,14 @@ def test_perfect_label_maps_have_perfect_scores_and_a_report(phantoms: Path, pre
     assert (predictions / "report.html").is_file()
 
 
+def test_without_a_folder_for_pictures_none_is_drawn_and_the_scores_are_the_same(
+    phantoms: Path, predictions: Path
+) -> None:
+    case = first(phantoms)
+    assert score_case(case, predictions) == score_case(case, predictions, predictions / "pictures")
+    assert [path.stem for path in predictions.rglob("*.png")] == [case["case"]]
+
+
 def test_volumes_are_those_of_the_file(phantoms: Path, predictions: Path) -> None:
     case = first(phantoms)
     file = predictions / f"{case['case']}_seg.nii.gz"
@@ -140,6 +148,26 @@ def test_one_bad_case_is_marked_the_rest_is_scored_and_the_exit_status_tells(
     assert len(rows) == 3
     assert {name: bool(row["error"]) for name, row in rows.items()} == {name: name == bad for name in rows}
     assert not list(predictions.glob("*.csv"))
+
+
+def test_cases_on_other_grids_and_in_other_codes_are_marked_beside_the_one_that_is_scored(
+    phantoms: Path, predictions: Path
+) -> None:
+    moved, recoded, fine = (case["case"] for case in read_cases(phantoms / "datalist.json"))
+    affine = nib.load(predictions / f"{moved}_seg.nii.gz").affine.copy()
+    affine[0, 3] += 5
+    change(predictions / f"{moved}_seg.nii.gz", affine=affine)
+    change(predictions / f"{recoded}_seg.nii.gz", np.full_like(codes(predictions / f"{recoded}_seg.nii.gz"), 3))
+    with pytest.raises(ValueError, match=rf"cases not scored, see .*scores\.csv: {moved}, {recoded}"):
+        score(str(predictions), str(phantoms / "datalist.json"), "training", scheme="brats2017")
+    with open(predictions / "scores.csv", newline="") as file:
+        errors = {row["case"]: row["error"] for row in csv.DictReader(file)}
+    assert "origins must agree" in errors[moved]
+    assert "codes of brats2017 must be among" in errors[recoded]
+    assert errors[fine] == ""
+    page = (predictions / "report.html").read_text()
+    assert page.count("Not scored:") == 2
+    assert "1 of 3 cases scored" in page
 
 
 def test_a_case_that_lost_an_image_is_an_error_of_its_own(phantoms: Path, predictions: Path) -> None:

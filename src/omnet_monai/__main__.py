@@ -19,10 +19,15 @@ from omnet_monai.zoo import check
 
 
 def phantom(
-    directory: str, cases: int = 8, seed: int = 0, size: tuple[int, int, int] = (96, 96, 64), test: int = 0
+    directory: str,
+    cases: int = 8,
+    seed: int = 0,
+    size: tuple[int, int, int] = (96, 96, 64),
+    test: int = 0,
+    kind: str = "mixed",
 ) -> None:
     """Generate cases with BraTS file names, and a datalist whose first ``test`` are for the test; see ``phantom``."""
-    path = generate_cases(directory, cases, seed, size, test)
+    path = generate_cases(directory, cases, seed, size, test, kind)
     print(f"{len(read_cases(path))} training, {len(read_cases(path, 'test'))} test: {path}")
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from omnet_monai.files import whole_file
 from omnet_monai.regions import REGIONS
 from omnet_monai.report import write_csv
 from omnet_monai.results import read_scores
-from omnet_monai.variants import NETWORKS, Variant, variants_named
+from omnet_monai.variants import NETWORKS, VARIANTS, variants_named
 
 __all__ = ["ablate"]
 
@@ -44,7 +44,8 @@ def ablate(
 
     Every network is trained for equally many steps, without validation: the last weights are scored. Cascades share the
     networks they have in common. Interrupted, the same command goes on: finished rows are kept in ``rows.json``, and an
-    unfinished training is taken up by its own checkpoint. ``table.md`` and ``table.csv`` are written after each row.
+    unfinished training is taken up by its own checkpoint. ``table.md`` and ``table.csv``, of the rows that the command
+    asks for, are written after each one.
 
     Args:
         directory: folder for weights, label maps, reports and the table.
@@ -68,26 +69,19 @@ def ablate(
     reference = reference or ("omnet" if "omnet" in rows else list(rows)[-1])
     if reference not in rows:
         raise ValueError(f"reference must be one of the variants {', '.join(rows)}, got {reference!r}")
-    ablation = _Ablation(
-        out=Path(directory),
-        root=bundle_root(bundle),
-        datalist=Path(datalist),
-        section=section,
-        recipe=tuple(_listed(recipe)),
-        overrides=overrides,
-    )
+    sources = Path(directory), bundle_root(bundle), Path(datalist)
+    ablation = _Ablation(*sources, section, tuple(_listed(recipe)), overrides)
     places = [(fold, seed) for seed in _listed(seeds) for fold in (_listed(folds) or [None])]
     for fold, _ in places:
         ablation.check_cases(fold)
     ablation.open()
     order = [reference, *(name for name in rows if name != reference)]  # its time is the others' budget
-    for fold, seed in places:
-        for budget in ("steps", "time") if equal_time else ("steps",):
-            for name in order:
-                if budget == "steps" or name != reference:
-                    ablation.run_row(name, rows[name], budget, reference, fold, seed)
-                    ablation.write_table(reference)
-    print(ablation.write_table(reference))
+    budgets = ("steps", "time") if equal_time else ("steps",)
+    runs = [(n, b, *place) for place in places for b in budgets for n in order if (n, b) != (reference, "time")]
+    for name, budget, fold, seed in runs:
+        ablation.run_row(name, budget, fold, seed, reference)
+        ablation.write_table(runs, reference)
+    print(ablation.write_table(runs, reference))
 
 
 @dataclass
@@ -134,43 +128,42 @@ class _Ablation:
         self.settings = settings
         self.rows = [Row(**row) for row in content["rows"]]
 
-    def run_row(self, name: str, variant: Variant, budget: str, reference: str, fold: int | None, seed: int) -> None:
+    def run_row(self, name: str, budget: str, fold: int | None, seed: int, reference: str) -> None:
         """Train what is not trained, and score, unless that is done."""
-        place = self.section if fold is None else f"fold{fold}"
-        if self.find(name, budget, place, seed):
+        if self.find(name, budget, fold, seed):
             return
-        epochs = self.epochs
+        variant, place, epochs = VARIANTS[name], self.place(fold), self.epochs
         if budget == "time":
-            (own,), (other,) = (self.find(n, "steps", place, seed) for n in (name, reference))
+            (own,), (other,) = (self.find(n, "steps", fold, seed) for n in (name, reference))
             epochs = max(1, round(self.epochs * other.seconds / own.seconds))
         print(f"\n=== {variant.title}, {budget}, {place}, seed {seed}: {epochs} epochs", flush=True)
+        if budget == "time" and epochs == self.epochs:  # the very training that is there
+            self.keep(replace(self.find(name, "steps", fold, seed)[0], budget="time"))
+            return
         trained = [self.train(network, epochs, fold, seed) for network in variant.networks]
         weights = [str(folder / "model.pt") for folder, _ in trained]
         out = self.out / "scored" / f"{name}-{place}-seed{seed}-{epochs}epochs"
-        settings = (
-            self.common(fold, seed)
-            | variant.settings
-            | {
-                "checkpoint_path": weights if len(weights) > 1 else weights[0],
-                "output_dir": str(out),
-                "datalist_key": self.section if fold is None else "training",
-            }
-        )
+        settings = self.common(fold, seed) | variant.settings
+        settings |= {"checkpoint_path": weights if len(weights) > 1 else weights[0], "output_dir": str(out)}
+        settings |= {"datalist_key": self.section if fold is None else "training"}
         files = ("train.json", *self.recipe, "evaluate.json", *variant.overrides, "cost.json")
         run(config_file=self.configs(*files), **settings)
         scores = read_scores(out / "scores.csv").items()
-        self.rows.append(
-            Row(
-                variant=name,
-                budget=budget,
-                place=place,
-                seed=seed,
-                epochs=epochs,
-                seconds=sum(seconds for _, seconds in trained),
-                cost=json.loads((out / "cost.json").read_text(encoding="utf-8")),
-                dice={case: [values[f"dice_{region}"] for region in REGIONS] for case, values in scores},
-            )
+        row = Row(
+            variant=name,
+            budget=budget,
+            place=place,
+            seed=seed,
+            epochs=epochs,
+            seconds=sum(seconds for _, seconds in trained),
+            cost=json.loads((out / "cost.json").read_text(encoding="utf-8")),
+            dice={case: [values[f"dice_{region}"] for region in REGIONS] for case, values in scores},
         )
+        self.keep(row)
+
+    def keep(self, row: Row) -> None:
+        """Add a row to those that are there."""
+        self.rows.append(row)
         content = {"settings": self.settings, "rows": [asdict(row) for row in self.rows]}
         with whole_file(self.out / "rows.json") as part:
             part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -182,39 +175,43 @@ class _Ablation:
         record = folder / "trained.json"
         if not record.is_file():
             done = _epochs_done(folder / "run" / "checkpoint.pt")
-            start = time.monotonic()
+            start = _clock()
             settings = self.common(fold, seed) | {"ckpt_dir": str(folder), "run_dir": str(folder / "run")}
             settings |= {"train#trainer#max_epochs": epochs, "val_interval": epochs + 1}
             run(config_file=self.configs("train.json", *self.recipe, *NETWORKS[network]), **settings)
             # Of an interrupted training the last part is known; the rest is taken to have been as fast.
-            seconds = (time.monotonic() - start) * epochs / (epochs - done % epochs)
+            seconds = (_clock() - start) * epochs / (epochs - done % epochs)
             with whole_file(record) as part:
                 part.write_text(json.dumps({"seconds": seconds}) + "\n", encoding="utf-8")
         return folder, json.loads(record.read_text(encoding="utf-8"))["seconds"]
 
-    def write_table(self, reference: str) -> str:
-        """Write the table of all rows that are there, and return it."""
-        comparison = Comparison(self.rows, reference)
+    def write_table(self, runs: Sequence[tuple[str, str, int | None, int]], reference: str) -> str:
+        """Write the table of those runs that are there, and return it."""
+        rows = [row for run in runs for row in self.find(*run)]
+        comparison = Comparison(rows, reference)
         write_csv(self.out / "table.csv", *comparison.table())
-        text = comparison.markdown(self.caption())
+        text = comparison.markdown(self.caption(rows))
         with whole_file(self.out / "table.md") as part:
             part.write_text(text, encoding="utf-8")
         return text
 
-    def caption(self) -> str:
+    def caption(self, rows: Sequence[Row]) -> str:
         """Tell budget, data and machine."""
-        seeds, places = (sorted({str(getattr(row, key)) for row in self.rows}) for key in ("seed", "place"))
-        cases = {case for row in self.rows for case in row.dice}
-        training = len(read_cases(self.datalist, "training"))
-        recipe = " and ".join(["train.json", *self.recipe, *(f"{k}={v}" for k, v in self.overrides.items())])
-        steps = self.epochs * self.steps
+        seeds, places = (sorted({str(getattr(row, key)) for row in rows}) for key in ("seed", "place"))
+        cases = {case for row in rows for case in row.dice}
+        recipe = " and ".join(["train.json", *self.recipe])
+        changes = "".join(f", {key} {value}" for key, value in self.overrides.items())
+        timed = any(row.budget == "time" for row in rows)
+        equal = "; at equal time as many epochs as fit into the training of the reference" if timed else ""
         return (
-            f"Budget: {steps:,} optimizer steps for each network, by {recipe}, with seeds {', '.join(seeds)}; at equal"
-            " time as many epochs as fit into the training of the row that differences are taken to."
-            f" Data: {training} training cases of {self.datalist.parent.name}; {len(cases)} cases were scored"
-            f" ({', '.join(places)}). ± is the standard deviation over seeds. One multiply-add is two FLOP; seconds are"
-            f" those inside the network. Machine: {machine()}."
+            f"Budget: {self.epochs * self.steps:,} optimizer steps for each network ({self.epochs} epochs), by"
+            f" {recipe}{changes}, with seeds {', '.join(seeds)}{equal}. Data: {len(read_cases(self.datalist))} training"
+            f" cases, {len(cases)} cases scored ({', '.join(places)}). ± is the standard deviation over seeds. One"
+            f" multiply-add is two FLOP; seconds are those inside the network. Machine: {machine()}."
         )
+
+    def place(self, fold: int | None) -> str:
+        return self.section if fold is None else f"fold{fold}"
 
     def configs(self, *names: str) -> list[str]:
         return [str(self.root / "configs" / name) for name in names]
@@ -225,14 +222,15 @@ class _Ablation:
             "meta_file": str(self.root / "configs" / "metadata.json"),
             "logging_file": str(self.root / "configs" / "logging.conf"),
             "datalist": str(self.datalist),
+            "cache_dir": str(self.out / "cache"),  # one for all networks
             "fold": fold,
             "seed": seed,
             **self.overrides,
         }
 
-    def find(self, name: str, budget: str, place: str, seed: int) -> list[Row]:
+    def find(self, name: str, budget: str, fold: int | None, seed: int) -> list[Row]:
         """List the row of these, if it is finished."""
-        wanted = (name, budget, place, seed)
+        wanted = (name, budget, self.place(fold), seed)
         return [row for row in self.rows if (row.variant, row.budget, row.place, row.seed) == wanted]
 
 
@@ -241,6 +239,11 @@ def _listed(value: Any) -> list[Any]:
     if isinstance(value, str):
         return [name.strip() for name in value.split(",") if name.strip()]
     return list(value) if isinstance(value, Sequence) else [value]
+
+
+def _clock() -> float:
+    # Without a GPU the time that this process computed: other programs on the machine must not change a budget.
+    return time.monotonic() if torch.cuda.is_available() else time.process_time()
 
 
 def _epochs_done(checkpoint: Path) -> int:

@@ -14,6 +14,8 @@ from omnet_monai.variants import VARIANTS
 
 __all__ = ["Comparison", "Row"]
 
+_HIDDEN = "not resolvable here"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -93,7 +95,7 @@ class Comparison:
         triple = "/".join(REGIONS)
         dice = [f"Dice {region}" for region in REGIONS]
         header = ["variant", "parameters", "passes per window", "GFLOP per case", "s per case", *dice]
-        header += [f"Dice {triple}, equal time"] if self.timed else []
+        header += ["epochs at equal time", f"Dice {triple}, equal time"] if self.timed else []
         header += [f"paper's Dice {triple}", f"difference {triple}", "resolves", "paper's difference"]
         return header, [self._line(name) for name in self.variants]
 
@@ -117,8 +119,11 @@ class Comparison:
             *(f"{mean:.3f}{s}" for mean, s in zip(means.mean(0), spread, strict=True)),
         ]
         if self.timed:
-            timed = self.seed_means(name, "steps" if name == self.reference else "time")
-            cells.append(_triple(timed.mean(0)) if len(timed) else "-")
+            budget = "steps" if name == self.reference else "time"
+            epochs = [row.epochs for row in self.rows if (row.variant, row.budget) == (name, budget)]
+            cells += (
+                [f"{np.mean(epochs):.1f}", _triple(self.seed_means(name, budget).mean(0))] if epochs else ["-", "-"]
+            )
         cells.append("-" if variant.paper is None else _triple(variant.paper, "{:.4f}"))
         if name == self.reference:
             return [*cells, "-", "-", "-"]
@@ -131,10 +136,11 @@ class Comparison:
             return "-"
         # The paper has four digits; a thousandth of the last one makes up for rounding.
         effects = [p - r for p, r in zip(paper, reference, strict=True)]
-        return " / ".join(
-            f"{effect:+.4f}" if abs(effect) + 1e-7 >= limit else "not resolvable here"
+        texts = [
+            f"{effect:+.4f}" if abs(effect) + 1e-7 >= limit else _HIDDEN
             for effect, limit in zip(effects, resolved, strict=True)
-        )
+        ]
+        return _HIDDEN if set(texts) == {_HIDDEN} else " / ".join(texts)
 
     def _resolution(self) -> str:
         others = [self.difference(name)[1] for name in self.variants if name != self.reference]

@@ -80,7 +80,12 @@ def bundle_root(bundle: str = "") -> Path:
 
 
 def generate_cases(
-    folder: str | Path, cases: int, seed: int = 0, size: Sequence[int] = (96, 96, 64), test: int = 0
+    folder: str | Path,
+    cases: int,
+    seed: int = 0,
+    size: Sequence[int] = (96, 96, 64),
+    test: int = 0,
+    kind: str = "mixed",
 ) -> Path:
     """
     Write generated cases with a datalist whose first ``test`` cases are for the test, and return its path.
@@ -91,13 +96,14 @@ def generate_cases(
         seed: of the cases.
         size: shape of each volume in voxels.
         test: how many of the cases are for the test, fewer than all.
+        kind: what they have, as for :func:`~omnet_monai.phantom.write_phantoms`.
 
     Raises:
         ValueError: if no case is left for training.
     """
     if not 0 <= test < cases:
         raise ValueError(f"test must be fewer than all {cases} cases, got {test}")
-    names = [path.name for path in write_phantoms(folder, cases, seed, size)]
+    names = [path.name for path in write_phantoms(folder, cases, seed, size, kind)]
     split = Path(folder) / "split.json"
     split.write_text(json.dumps({"training": names[test:], "test": names[:test]}))
     return write_datalist(folder, folds=min(5, cases - test), split=split)

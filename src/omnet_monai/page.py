@@ -10,7 +10,7 @@ from pathlib import Path
 from omnet_monai.files import whole_file
 from omnet_monai.metrics import IN_UNITS, METRICS
 from omnet_monai.regions import REGIONS
-from omnet_monai.results import COLUMNS, CaseScore, Results, digits
+from omnet_monai.results import COLUMNS, VOLUMES, CaseScore, Results, digits, milliliters
 
 __all__ = ["picture_of", "write_html", "write_page"]
 
@@ -31,18 +31,17 @@ circle { fill: #2477b3; fill-opacity: .55 } circle:hover { fill-opacity: 1 } a {
 """
 
 
-def write_page(path: Path, results: Results, pictures: Path, limit: int = 100) -> None:
+def write_page(path: Path, results: Results, pictures: Path | None, limit: int = 100) -> None:
     """
     Write the page.
 
     Args:
         path: HTML file to write.
         results: what it shows.
-        pictures: folder with ``<case>.png`` for each case.
+        pictures: folder with ``<case>.png`` for each case, ``None`` for a page without.
         limit: number of pictures to put in, of the worst cases, as each takes about half a MB.
     """
-    pages = [pictures / f"{case.case}.png" if number < limit else None for number, case in enumerate(results.scored)]
-    cases = [_case(number, *pair) for number, pair in enumerate(zip(results.scored, pages, strict=True))]
+    cases = [_case(number, case, pictures if number < limit else None) for number, case in enumerate(results.scored)]
     total = len(results.scored) + len(results.failed)
     body = [
         f"<h1>{len(results.scored)} of {total} cases scored</h1>",
@@ -114,12 +113,12 @@ def _table(cells: Sequence[str], classes: Sequence[str] | None = None, volumes: 
     return f"<table>{''.join(rows)}</table>"
 
 
-def _case(number: int, case: CaseScore, picture: Path | None) -> str:
+def _case(number: int, case: CaseScore, pictures: Path | None) -> str:
     """Show a case: its scores, poor ones marked, its volumes and its picture."""
     cells = [digits(column, case.values[column]) for column in COLUMNS]
     classes = [_mark(column, case.values[column]) for column in COLUMNS]
-    volumes = [f"{case.values[f'{source}_ml_{region}']:.1f}" for source in ("truth", "pred") for region in REGIONS]
-    image = "" if picture is None else picture_of(case.case, picture)
+    volumes = [milliliters(case.values[column]) for column in VOLUMES]
+    image = "" if pictures is None else picture_of(case.case, pictures / f"{case.case}.png")
     table = _table(cells, classes, volumes)
     return f'<section id="case{number}"><h3>{number + 1}. {escape(case.case)}</h3>{table}{image}</section>'
 

@@ -101,30 +101,30 @@ def make_phantom(
 
 
 def write_phantoms(
-    directory: str | Path, cases: int = 8, seed: int = 0, size: Sequence[int] = (96, 96, 64)
+    directory: str | Path, cases: int = 8, seed: int = 0, size: Sequence[int] = (96, 96, 64), kind: str = "mixed"
 ) -> list[Path]:
     """
     Write phantoms as a BraTS 2017-2021 data set: ``phantom_000/phantom_000_{t1,t1ce,t2,flair,seg}.nii.gz``.
-
-    Of every eight cases the first five are common, the others one of each special kind in the order of ``KINDS``.
 
     Args:
         directory: made if missing; files of the same name are replaced.
         cases: number of cases, at least 1.
         seed: case ``i`` depends on ``(seed, i)`` alone, not on the number of cases.
         size: shape of each volume in voxels.
+        kind: that of every case, as for :func:`make_phantom`; ``"mixed"`` makes the first five of every eight cases
+            common, and the others one of each special kind in the order of ``KINDS``.
 
     Returns:
         The case folders.
 
     Raises:
-        ValueError: for less than one case and a size that is too small.
+        ValueError: for less than one case, an unknown kind, and a size that is too small.
     """
     if cases < 1:
         raise ValueError(f"cases must be at least 1, got {cases}")
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # 1 mm, LPS
     affine[1, 3] = size[1] - 1.0  # the origin of BraTS: (0, 239, 0) for 240 rows
-    kinds, folders = ["common"] * 4 + list(KINDS), []
+    kinds, folders = ["common"] * 4 + list(KINDS) if kind == "mixed" else [kind], []
     for index in range(cases):
         images, label = make_phantom(np.random.SeedSequence((seed, index)), size, kinds[index % len(kinds)])
         codes = codes_from_classes(torch.from_numpy(label), "brats2017").numpy()

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from omnet_monai.files import whole_file
 from omnet_monai.regions import CLASS_NAMES, EDEMA, ENHANCING, NECROSIS, REGIONS, SEQUENCES
+from omnet_monai.results import milliliters
 
 __all__ = ["CLASS_COLORS", "PREDICTED", "TRUE", "save_overlay", "save_segmentation"]
 
@@ -199,7 +200,7 @@ def _tint(mask: np.ndarray, color: str) -> np.ndarray:
 
 def _caption(region: str, pred: np.ndarray, true: np.ndarray | None, voxel: float) -> str:
     """Name a region with its volumes in ml, given that of a voxel in mm3."""
-    volumes = f"prediction {pred.sum() * voxel / 1000:.1f} ml"
+    volumes = f"prediction {milliliters(pred.sum() * voxel / 1000)} ml"
     if true is not None:
-        volumes = f"truth {true.sum() * voxel / 1000:.1f} ml, {volumes}"
+        volumes = f"truth {milliliters(true.sum() * voxel / 1000)} ml, {volumes}"
     return f"{region} on {SHOWN_ON[region].upper()}\n{volumes}"

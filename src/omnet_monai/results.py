@@ -17,7 +17,7 @@ from omnet_monai.regions import REGIONS
 from omnet_monai.report import format_table, write_csv
 from omnet_monai.summary import Differences, paired_differences, summarize
 
-__all__ = ["COLUMNS", "CaseScore", "Results", "digits", "read_scores"]
+__all__ = ["COLUMNS", "CaseScore", "Results", "digits", "milliliters", "read_scores"]
 
 COLUMNS = [f"{metric}_{region}" for metric in METRICS for region in REGIONS]
 VOLUMES = [f"{source}_ml_{region}" for source in ("truth", "pred") for region in REGIONS]
@@ -155,7 +155,12 @@ def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
 
 def digits(column: str, value: float) -> str:
     """Write a score as it is read: mm and ml with one digit, a share with three."""
-    return f"{value:.1f}" if column.startswith(IN_UNITS) else f"{value:.3f}"
+    return f"{value:z.1f}" if column.startswith(IN_UNITS) else f"{value:z.3f}"
+
+
+def milliliters(value: float) -> str:
+    """Write a volume as it is read: with one digit, below 1 ml with three, so that only an empty one is 0."""
+    return f"{value:.1f}" if value >= 1 or value == 0 else f"{value:.3f}"
 
 
 def _mean_dice(case: CaseScore) -> float:

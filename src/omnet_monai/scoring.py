@@ -43,14 +43,20 @@ class EvaluationReport:
         cases: all cases of the evaluation, as in a datalist; several processes share the work.
         output_dir: folder of the label maps and of the report.
         compare_to: ``scores.csv`` of another evaluation, to list paired differences; ``None`` for none.
+        pictures: whether to draw the cases, which takes about a second each.
     """
 
     def __init__(
-        self, cases: Sequence[dict[str, Any]], output_dir: str | Path, compare_to: str | Path | None = None
+        self,
+        cases: Sequence[dict[str, Any]],
+        output_dir: str | Path,
+        compare_to: str | Path | None = None,
+        pictures: bool = True,
     ) -> None:
         self.cases = cases
         self.output_dir = Path(output_dir)
         self.compare_to = compare_to
+        self.pictures = self.output_dir / "pictures" if pictures else None
         self.failed: list[str] = []
 
     def attach(self, engine: Engine) -> None:
@@ -62,13 +68,13 @@ class EvaluationReport:
         """Score this process's share of the cases, publish the means among the metrics, write the report."""
         idist.barrier()  # until every process has saved its label maps
         share = self.cases[idist.get_rank() :: idist.get_world_size()]
-        mine = [asdict(score_case(case, self.output_dir, self.output_dir / "pictures", "brats2023")) for case in share]
+        mine = [asdict(score_case(case, self.output_dir, self.pictures, "brats2023")) for case in share]
         gathered = string_list_all_gather([json.dumps(mine)])
         results = Results([CaseScore(**case) for text in gathered for case in json.loads(text)], self.compare_to)
         self.failed = [case.case for case in results.failed]
         engine.state.metrics.update(results.means)
         if idist.get_rank() == 0:
-            _write(results, self.output_dir)
+            _write(results, self.output_dir, self.pictures)
             logger.info("\n" + results.text())
 
     def check(self, engine: Engine) -> None:
@@ -111,19 +117,21 @@ def score(
     folder = Path(output or predictions)
     cases = read_scored_cases(datalist, section, fold)
     results = Results([score_case(case, Path(predictions), folder / "pictures", scheme) for case in cases], compare_to)
-    _write(results, folder)
+    _write(results, folder, folder / "pictures")
     print(results.text())
     _require_all([case.case for case in results.failed], folder)
 
 
-def score_case(case: dict[Any, Any], predictions: Path, pictures: Path, scheme: str | None = None) -> CaseScore:
+def score_case(
+    case: dict[Any, Any], predictions: Path, pictures: Path | None = None, scheme: str | None = None
+) -> CaseScore:
     """
-    Score the label map of one case and draw it.
+    Score the label map of one case, and draw it if asked for.
 
     Args:
         case: entry of a datalist, with "label".
         predictions: folder of the label maps.
-        pictures: folder for ``<case>.png``.
+        pictures: folder for ``<case>.png``, ``None`` to draw nothing.
         scheme: label scheme of the label map, a key of ``SCHEMES``; ``None`` if unknown.
 
     Returns:
@@ -137,9 +145,10 @@ def score_case(case: dict[Any, Any], predictions: Path, pictures: Path, scheme: 
         file = find_prediction(predictions, name)
         pred = read_label(name, file, scheme, tuple(image.shape[1:]), image.affine.numpy())
         values = _values(pred, truth.as_tensor(), image.pixdim.tolist())
-        turn = Orientation(axcodes="LPS", labels=None)
-        upright = [turn(volume) for volume in (image, MetaTensor(pred, affine=image.affine), truth)]
-        save_overlay(upright[0], upright[1], pictures / f"{name}.png", truth=upright[2], title=name)
+        if pictures:
+            turn = Orientation(axcodes="LPS", labels=None)
+            upright = [turn(volume) for volume in (image, MetaTensor(pred, affine=image.affine), truth)]
+            save_overlay(upright[0], upright[1], pictures / f"{name}.png", truth=upright[2], title=name)
     except (ValueError, OSError) as error:
         return CaseScore(name, str(case.get("patient", name)), error=str(error))
     return CaseScore(name, str(case.get("patient", name)), values)
@@ -172,9 +181,9 @@ def _values(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -
     return values
 
 
-def _write(results: Results, folder: Path) -> None:
+def _write(results: Results, folder: Path, pictures: Path | None) -> None:
     results.write(folder)
-    write_page(folder / "report.html", results, folder / "pictures")
+    write_page(folder / "report.html", results, pictures)
 
 
 def _require_all(failed: Sequence[str], folder: Path) -> None:

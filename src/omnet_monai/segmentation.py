@@ -20,6 +20,7 @@ from omnet_monai.files import whole_file
 from omnet_monai.measures import MEASURES, measure
 from omnet_monai.pictures import save_segmentation
 from omnet_monai.regions import REGIONS, classes_from_codes, regions_from_classes
+from omnet_monai.results import milliliters
 from omnet_monai.sampling import ReadableCases, first_cause
 from omnet_monai.uncertainty import region_uncertainty
 
@@ -63,7 +64,7 @@ class CaseRecord:
         """Say in a line what came of the case."""
         if self.error:
             return f"failed: {self.error}"
-        volumes = ", ".join(f"{region} {self.measures[f'ml_{region}']:.1f} ml" for region in REGIONS)
+        volumes = ", ".join(f"{region} {milliliters(self.measures[f'ml_{region}'])} ml" for region in REGIONS)
         return "; ".join([f"{volumes} in {self.seconds:.0f} s", *(f"warning: {text}" for text in self.warnings)])
 
 

@@ -65,7 +65,10 @@ VARIANTS = {
     "all_clusters": Variant("OM-Net+CGA, all clusters kept", ("cga",), settings={"cluster_volume": 0}),
     "core_holes": Variant("OM-Net+CGA, holes of the core kept", ("cga",), settings={"fill_core": False}),
     "relabel_edema": Variant("OM-Net+CGA, edema relabeled", ("cga",), settings={"relabel_edema": True}),
-    "enhancing_volume": Variant("OM-Net+CGA, ET below 200 mm3 relabeled", ("cga",), settings={"enhancing_volume": 200}),
+    # 200 mm3 where cluster_volume is at its 2000; cases of a coarser scale set that one.
+    "enhancing_volume": Variant(
+        "OM-Net+CGA, small ET relabeled", ("cga",), settings={"enhancing_volume": "$0.1 * @cluster_volume"}
+    ),
 }
 
 TABLE = ("mc1", "mc2", "mc3", "omnet0", "transfer", "curriculum", "omnet", "se", "cga")
