@@ -9,18 +9,25 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientation, SpatialCrop
 
+from omnet_monai.demo import inference_config
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
 from omnet_monai.segment import segment
 
+BUNDLE = Path(__file__).parents[1] / "bundle"
 NAMES = ("t1", "t1ce", "t2", "flair")
+SIGNS = list(product((1, -1), repeat=3))
 
 
 def run(bundle: Path, *cases: Path, output: Path, **settings: Any) -> dict[str, dict[str, str]]:
@@ -133,7 +140,38 @@ def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_case(
     expected = 1 - 2 * whole[whole > 0.5].sum() / (whole.sum() + (whole > 0.5).sum())
     assert float(rows["phantom_000"]["uncertainty_WT"]) == pytest.approx(expected, abs=1e-4)
     assert entropy.get_fdata().max() <= 1
-    assert not {"probabilities", "uncertainty"} & {path.name for path in segmented.iterdir()}
+    plain = nib.load(segmented / "uncertainty" / "phantom_000_uncertainty.nii.gz").get_fdata()
+    assert np.abs(plain - entropy.get_fdata()).max() > 0.01  # one pass is another mean than that of eight
+    assert not (segmented / "probabilities").exists()
+
+
+def test_all_48_orders_of_axes_and_zeros_around_give_the_same_label_map(phantoms: Path, tmp_path: Path) -> None:
+    parser = inference_config(BUNDLE, {"cluster_volume": 0})
+    prepare, finish = parser.get_parsed_content("preprocessing"), parser.get_parsed_content("postprocessing")
+    images = [nib.load(phantoms / "phantom_000" / f"phantom_000_{name}.nii.gz") for name in NAMES]
+    padded = [nib.Nifti1Image(np.pad(np.asarray(image.dataobj), ((3, 1), (0, 4), (2, 0))), None) for image in images]
+    for image, source in zip(padded, images, strict=True):
+        shift = nib.affines.from_matvec(np.eye(3), [-3, 0, -2])
+        image.set_sform(source.affine @ shift, code=1)
+    orders = [np.array([*zip(axes, signs, strict=True)]) for axes in permutations(range(3)) for signs in SIGNS]
+    variants = [images, padded, *([image.as_reoriented(order) for image in images] for order in orders)]
+    assert len({nib.aff2axcodes(turned.affine) for turned, *_ in variants}) == 48
+    expected = None
+    for number, variant in enumerate(variants):
+        files = [tmp_path / f"{number}_{name}.nii" for name in NAMES]
+        for image, file in zip(variant, files, strict=True):
+            nib.save(image, file)
+        data = prepare({"case": "p", "image": [str(file) for file in files]})
+        image = data["image"]
+        probs = torch.sigmoid(image.as_tensor().cumsum(1).cumsum(2).cumsum(3)[:3] / 100)  # another in each direction
+        pred = Compose(finish.transforms[:-1])(data | {"pred": MetaTensor(probs)})["pred"]
+        assert pred.shape[1:] == variant[0].shape
+        np.testing.assert_allclose(pred.affine, variant[0].affine)
+        found = SpatialCrop(roi_slices=[slice(3, -1), slice(0, -4), slice(2, None)])(pred) if number == 1 else pred
+        label = Orientation(axcodes="LPS", labels=None)(found).numpy()
+        expected = label if expected is None else expected
+        assert len(np.unique(label)) == 4
+        np.testing.assert_array_equal(label, expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
