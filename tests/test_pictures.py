@@ -170,6 +170,19 @@ def test_uncertainty_is_drawn_where_the_tumor_is_and_where_there_is_most_of_it(t
     assert colored(picture[:-60, :right], UNCERTAIN) == 0
 
 
+def test_a_sequence_that_is_missing_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda axis, text, **how: titles.append(text))
+    image = make_image()
+    image[2] = 0
+    save_segmentation(image, make_label(ENHANCING), torch.zeros(1, *SHAPE), tmp_path / "p1.png")
+    assert titles[:5] == ["T1", "T1C", "T2 is missing", "FLAIR", "axial, on FLAIR"]
+    assert titles[5:] == [f"{view}, on FLAIR" for view in ("axial", "coronal", "sagittal")] + [
+        "axial, on T1C",
+        "axial, least sure, on FLAIR",
+    ]
+
+
 def test_a_segmentation_of_nothing_but_background_is_a_picture_too(tmp_path: Path) -> None:
     save_segmentation(torch.zeros(4, *SHAPE), make_label(0), torch.zeros(1, *SHAPE), tmp_path / "empty.png")
     assert imread(tmp_path / "empty.png").shape[2] == 4

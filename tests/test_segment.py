@@ -334,8 +334,9 @@ def test_a_case_without_a_sequence_is_segmented_on_request_alone_and_every_outpu
     rows = run(small_bundle, case, output=tmp_path / "out", allow_missing=True)
     assert "missing: t2, taken for the mean of the brain; " in rows["phantom_000"]["warnings"]
     assert "missing: t2, taken" in (tmp_path / "out" / "index.html").read_text()
-    header = nib.load(tmp_path / "out" / "phantom_000_seg.nii.gz").header
-    assert header["descrip"].item().startswith(b"without t2; research use only")
+    for file in ("phantom_000_seg.nii.gz", "uncertainty/phantom_000_uncertainty.nii.gz"):
+        header = nib.load(tmp_path / "out" / file).header
+        assert header["descrip"].item().startswith(b"without t2; research use only")
     three = {name: str(case / f"phantom_000_{file}.nii.gz") for name, file in zip(("t1", "t1c"), NAMES, strict=False)}
     (found,) = find_images([], three, allow_missing=True)
     assert found["image"] == [three["t1"], three["t1c"], None, None]

@@ -113,9 +113,13 @@ def save_segmentation(
     views += [*((name, "flair", found, None) for name in PLANES), ("axial", "t1c", found, None)]
     views += [("axial, least sure", "flair", None, doubt)]
     for axis, (name, sequence, classes, unsure) in zip(axes.flat, views, strict=True):
-        _draw_classes(axis, volumes[SEQUENCES.index(sequence)], classes, unsure, *planes[name], spacing)
-        bare = classes is None and unsure is None
-        axis.set_title(sequence.upper() if bare else f"{name}, on {sequence.upper()}", color="white", fontsize=10)
+        volume, text = volumes[SEQUENCES.index(sequence)], sequence.upper()
+        _draw_classes(axis, volume, classes, unsure, *planes[name], spacing)
+        if not volume.any():
+            text = f"{text} is missing"
+        elif classes is not None or unsure is not None:
+            text = f"{name}, on {text}"
+        axis.set_title(text, color="white", fontsize=10)
     figure.suptitle(title, color="white", fontsize=10)
     _draw_legend(figure, {CLASS_NAMES[cls]: color for cls, color in CLASS_COLORS.items()} | {"uncertain": UNCERTAIN})
     with whole_file(path) as part:
