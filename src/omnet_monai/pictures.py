@@ -109,22 +109,24 @@ def save_segmentation(
     planes = {name: (normal, int(center[normal])) for name, normal in PLANES.items()}
     planes["axial, least sure"] = (PLANES["axial"], int(doubt.sum((0, 1)).argmax()))
     figure, axes = plt.subplots(2, len(SEQUENCES) + 1, figsize=(13.4, 6.4), facecolor="black", layout="constrained")
-    views = [("axial", sequence, None, None) for sequence in SEQUENCES] + [("axial", "flair", None, doubt)]
-    views += [*((name, "flair", found, None) for name in PLANES), ("axial", "t1c", found, None)]
-    views += [("axial, least sure", "flair", None, doubt)]
-    for axis, (name, sequence, classes, unsure) in zip(axes.flat, views, strict=True):
-        volume, text = volumes[SEQUENCES.index(sequence)], sequence.upper()
+    for axis, (name, sequence, classes, unsure) in zip(axes.flat, _panels(found, doubt), strict=True):
+        volume, bare = volumes[SEQUENCES.index(sequence)], classes is None and unsure is None
         _draw_classes(axis, volume, classes, unsure, *planes[name], spacing)
-        if not volume.any():
-            text = f"{text} is missing"
-        elif classes is not None or unsure is not None:
-            text = f"{name}, on {text}"
-        axis.set_title(text, color="white", fontsize=10)
+        text = sequence.upper() if bare else f"{name}, on {sequence.upper()}"
+        axis.set_title(text if volume.any() else f"{sequence.upper()} is missing", color="white", fontsize=10)
     figure.suptitle(title, color="white", fontsize=10)
     _draw_legend(figure, {CLASS_NAMES[cls]: color for cls, color in CLASS_COLORS.items()} | {"uncertain": UNCERTAIN})
     with whole_file(path) as part:
         figure.savefig(part, dpi=100)
     plt.close(figure)
+
+
+def _panels(label: np.ndarray, doubt: np.ndarray) -> list[tuple[str, str, np.ndarray | None, np.ndarray | None]]:
+    """List the panels of a segmentation, row by row: plane, sequence, and what is drawn on it."""
+    bare: list[Any] = [("axial", sequence, None, None) for sequence in SEQUENCES]
+    on_flair = [(name, "flair", label, None) for name in PLANES]
+    unsure = [(name, "flair", None, doubt) for name in ("axial", "axial, least sure")]
+    return [*bare, unsure[0], *on_flair, ("axial", "t1c", label, None), unsure[1]]
 
 
 def _crop(image: np.ndarray, *labels: np.ndarray | None) -> list[Any]:
@@ -200,6 +202,8 @@ def _draw_classes(
         tint = _tint(np.ones_like(unsure, dtype=bool), UNCERTAIN)
         tint[..., 3] = 255 * np.clip(unsure, 0, 1)
         axis.imshow(tint, aspect=up / across)
+    side = "A" if normal == PLANES["sagittal"] else "R"  # of the patient, on the left of the plane
+    axis.text(0.01, 0.5, side, transform=axis.transAxes, color="white", fontsize=8)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
