@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from monai.data import MetaTensor
 
 from omnet_monai import pictures
-from omnet_monai.pictures import CLASS_COLORS, PREDICTED, TRUE, save_overlay, save_segmentation
+from omnet_monai.pictures import CLASS_COLORS, PREDICTED, TRUE, UNCERTAIN, save_overlay, save_segmentation
 from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS
 
 SHAPE = (24, 28, 20)
@@ -148,7 +148,7 @@ def test_planes_have_anterior_or_superior_up_and_the_patients_right_on_the_left(
 def test_a_segmentation_shows_each_class_in_its_color_below_bare_sequences(tmp_path: Path, cls: int) -> None:
     image = make_image()  # half of it below 0, as normalized intensities are
     image[:, :2] = 0
-    save_segmentation(image, make_label(cls), tmp_path / "p1.png", title="p1")
+    save_segmentation(image, make_label(cls), torch.zeros(1, *SHAPE), tmp_path / "p1.png", title="p1")
     picture = imread(tmp_path / "p1.png")
     middle = len(picture) // 2
     above, below = picture[:middle], picture[middle : -len(picture) // 12]  # without the legend
@@ -156,9 +156,33 @@ def test_a_segmentation_shows_each_class_in_its_color_below_bare_sequences(tmp_p
         assert colored(above, color) == 0
         assert (colored(below, color) > 50) == (other == cls)
     bright = np.count_nonzero((above[..., :3] > 0.9).all(-1), axis=0)
-    assert [part.sum() > 20 for part in np.array_split(bright, 4)] == [True] * 4  # all four sequences are there
+    assert [part.sum() > 20 for part in np.array_split(bright, 5)] == [True] * 5  # four sequences, and FLAIR again
+
+
+def test_uncertainty_is_drawn_where_the_tumor_is_and_where_there_is_most_of_it(tmp_path: Path) -> None:
+    doubt = torch.zeros(1, *SHAPE)
+    doubt[..., 1] = 1  # a plane without tumor
+    save_segmentation(make_image(), make_label(ENHANCING), doubt, tmp_path / "p1.png")
+    picture = imread(tmp_path / "p1.png")
+    middle, right = len(picture) // 2, picture.shape[1] * 4 // 5
+    drawn = [colored(part, UNCERTAIN) > 500 for part in (picture[:middle, right:], picture[middle:-60, right:])]
+    assert drawn == [False, True]
+    assert colored(picture[:-60, :right], UNCERTAIN) == 0
+
+
+def test_a_sequence_that_is_missing_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda axis, text, **how: titles.append(text))
+    image = make_image()
+    image[2] = 0
+    save_segmentation(image, make_label(ENHANCING), torch.zeros(1, *SHAPE), tmp_path / "p1.png")
+    assert titles[:5] == ["T1", "T1C", "T2 is missing", "FLAIR", "axial, on FLAIR"]
+    assert titles[5:] == [f"{view}, on FLAIR" for view in ("axial", "coronal", "sagittal")] + [
+        "axial, on T1C",
+        "axial, least sure, on FLAIR",
+    ]
 
 
 def test_a_segmentation_of_nothing_but_background_is_a_picture_too(tmp_path: Path) -> None:
-    save_segmentation(torch.zeros(4, *SHAPE), make_label(0), tmp_path / "empty.png")
+    save_segmentation(torch.zeros(4, *SHAPE), make_label(0), torch.zeros(1, *SHAPE), tmp_path / "empty.png")
     assert imread(tmp_path / "empty.png").shape[2] == 4

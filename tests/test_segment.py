@@ -9,18 +9,25 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientation, SpatialCrop
 
+from omnet_monai.demo import inference_config
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
 from omnet_monai.segment import segment
 
+BUNDLE = Path(__file__).parents[1] / "bundle"
 NAMES = ("t1", "t1ce", "t2", "flair")
+SIGNS = list(product((1, -1), repeat=3))
 
 
 def run(bundle: Path, *cases: Path, output: Path, **settings: Any) -> dict[str, dict[str, str]]:
@@ -133,7 +140,39 @@ def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_case(
     expected = 1 - 2 * whole[whole > 0.5].sum() / (whole.sum() + (whole > 0.5).sum())
     assert float(rows["phantom_000"]["uncertainty_WT"]) == pytest.approx(expected, abs=1e-4)
     assert entropy.get_fdata().max() <= 1
-    assert not {"probabilities", "uncertainty"} & {path.name for path in segmented.iterdir()}
+    plain = nib.load(segmented / "uncertainty" / "phantom_000_uncertainty.nii.gz").get_fdata()
+    assert np.abs(plain - entropy.get_fdata()).max() > 0.01  # one pass is another mean than that of eight
+    assert not (segmented / "probabilities").exists()
+
+
+def test_all_48_orders_of_axes_and_zeros_around_give_the_same_label_map(phantoms: Path, tmp_path: Path) -> None:
+    parser = inference_config(BUNDLE, {"cluster_volume": 0})
+    prepare, finish = parser.get_parsed_content("preprocessing"), parser.get_parsed_content("postprocessing")
+    images = [nib.load(phantoms / "phantom_000" / f"phantom_000_{name}.nii.gz") for name in NAMES]
+    padded = [nib.Nifti1Image(np.pad(np.asarray(image.dataobj), ((3, 1), (0, 4), (2, 0))), None) for image in images]
+    for image, source in zip(padded, images, strict=True):
+        shift = nib.affines.from_matvec(np.eye(3), [-3, 0, -2])
+        image.set_sform(source.affine @ shift, code=1)
+    orders = [np.array([*zip(axes, signs, strict=True)]) for axes in permutations(range(3)) for signs in SIGNS]
+    variants = [images, padded, *([image.as_reoriented(order) for image in images] for order in orders)]
+    assert len({nib.aff2axcodes(turned.affine) for turned, *_ in variants}) == 48
+    results = []
+    for number, variant in enumerate(variants):
+        files = [tmp_path / f"{number}_{name}.nii" for name in NAMES]
+        for image, file in zip(variant, files, strict=True):
+            nib.save(image, file)
+        data = prepare({"case": "p", "image": [str(file) for file in files]})
+        x, y, z = torch.meshgrid(*(torch.linspace(0, 1, size) for size in data["image"].shape[1:]), indexing="ij")
+        probs = MetaTensor(torch.stack([x, (x + y) / 2, (x + y + z) / 3]))  # another along each axis
+        pred = Compose(finish.transforms[:-1])(data | {"pred": probs})["pred"]
+        assert pred.shape[1:] == variant[0].shape
+        np.testing.assert_allclose(pred.affine, variant[0].affine)
+        label = SpatialCrop(roi_slices=[slice(3, -1), slice(0, -4), slice(2, None)])(pred) if number == 1 else pred
+        results.append((data["image"].numpy(), Orientation(axcodes="LPS", labels=None)(label).numpy()))
+    assert len(np.unique(results[0][1])) == 4
+    for image, label in results:
+        np.testing.assert_array_equal(image, results[0][0])
+        np.testing.assert_array_equal(label, results[0][1])
 
 
 @pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
@@ -296,8 +335,9 @@ def test_a_case_without_a_sequence_is_segmented_on_request_alone_and_every_outpu
     rows = run(small_bundle, case, output=tmp_path / "out", allow_missing=True)
     assert "missing: t2, taken for the mean of the brain; " in rows["phantom_000"]["warnings"]
     assert "missing: t2, taken" in (tmp_path / "out" / "index.html").read_text()
-    header = nib.load(tmp_path / "out" / "phantom_000_seg.nii.gz").header
-    assert header["descrip"].item().startswith(b"without t2; research use only")
+    for file in ("phantom_000_seg.nii.gz", "uncertainty/phantom_000_uncertainty.nii.gz"):
+        header = nib.load(tmp_path / "out" / file).header
+        assert header["descrip"].item().startswith(b"without t2; research use only")
     three = {name: str(case / f"phantom_000_{file}.nii.gz") for name, file in zip(("t1", "t1c"), NAMES, strict=False)}
     (found,) = find_images([], three, allow_missing=True)
     assert found["image"] == [three["t1"], three["t1c"], None, None]

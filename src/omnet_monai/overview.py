@@ -21,9 +21,14 @@ SHOWN = {
     "diameter_mm_WT": "diameter WT, mm",
     "diameter_mm_ET": "diameter ET, mm",
     "uncertainty_WT": "uncertainty WT",
-    "uncertainty_TC": "TC",
-    "uncertainty_ET": "ET",
+    "uncertainty_TC": "uncertainty TC",
+    "uncertainty_ET": "uncertainty ET",
 }
+
+LEGEND = (
+    "WT is the whole tumor: NCR/NET (necrosis, or core that does not enhance), edema and ET. TC is the core: NCR/NET"
+    " and ET. ET is the enhancing tumor. Uncertainty: 0 is sure, 1 is not at all. The patient's right is on the left."
+)
 
 DIGITS = {"ml": 1, "lesions": 0, "diameter": 1, "uncertainty": 2}
 
@@ -44,6 +49,7 @@ def write_overview(path: Path, records: Sequence[CaseRecord], pictures: Path, li
     body = [
         f"<h1>{len(done)} of {len(records)} cases segmented</h1>",
         f"<p><b>{escape(NOTICE)}</b></p>",
+        f"<p>{escape(LEGEND)}</p>",
         *[f'<p class="failed"><b>{escape(record.case)}:</b> {escape(record.error)}</p>' for record in failed],
         f"<table><tr>{header}</tr>",
         *[_row(number, record) for number, record in enumerate(done)],

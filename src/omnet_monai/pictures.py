@@ -15,13 +15,16 @@ from omnet_monai.files import whole_file
 from omnet_monai.regions import CLASS_NAMES, EDEMA, ENHANCING, NECROSIS, REGIONS, SEQUENCES
 from omnet_monai.results import milliliters
 
-__all__ = ["CLASS_COLORS", "PREDICTED", "TRUE", "save_overlay", "save_segmentation"]
+__all__ = ["CLASS_COLORS", "PREDICTED", "TRUE", "UNCERTAIN", "save_overlay", "save_segmentation"]
 
 TRUE, PREDICTED = "#3db7ff", "#ff9a1f"
 """Colors of the truth and of what only it holds, of the prediction and of what only it holds; color-blind safe."""
 
 CLASS_COLORS = {NECROSIS: "#d55e00", EDEMA: "#56b4e9", ENHANCING: "#f0e442"}
 """Colors of the inner classes where there is no truth to compare with; color-blind safe."""
+
+UNCERTAIN = "#cc79a7"
+"""Color of uncertainty, the more opaque the larger it is; color-blind safe beside the others."""
 
 SHOWN_ON = {"WT": "flair", "TC": "t1c", "ET": "t1c"}
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -79,38 +82,52 @@ def save_overlay(
 
 
 def save_segmentation(
-    image: torch.Tensor | np.ndarray, label: torch.Tensor | np.ndarray, path: str | Path, title: str = ""
+    image: torch.Tensor | np.ndarray,
+    label: torch.Tensor | np.ndarray,
+    uncertainty: torch.Tensor | np.ndarray,
+    path: str | Path,
+    title: str = "",
 ) -> None:
     """
     Draw a case so that a look tells whether to trust it. Above are the four sequences in the axial plane through the
-    tumor's center, each with the name it was given; below the classes, on FLAIR in three planes and on T1c in one.
+    tumor's center, each with the name it was given; below the classes, on FLAIR in three planes and on T1c in one. On
+    the right is the uncertainty, in that axial plane and in the one that has most of it.
 
     Args:
         image: the four sequences in the order of ``SEQUENCES``, background 0, LPS axes, shape ``(4, H, W, D)``; the
             size of a voxel is a ``MetaTensor``'s, else 1 mm along each axis.
         label: inner classes, shape ``(1, H, W, D)`` or ``(H, W, D)``.
+        uncertainty: in [0, 1], shape as of the label.
         path: PNG file to write.
         title: text above the picture.
     """
     import matplotlib.pyplot as plt  # here, because it takes longer to import than everything else
 
     spacing = image.pixdim.tolist() if isinstance(image, MetaTensor) else [1.0] * 3
-    volumes, found = _crop(np.asarray(image, dtype=np.float32), np.asarray(label).reshape(image.shape[1:]))
+    maps = [np.asarray(each).reshape(image.shape[1:]) for each in (label, uncertainty)]
+    volumes, found, doubt = _crop(np.asarray(image, dtype=np.float32), *maps)
     center = _center(found > 0)
     planes = {name: (normal, int(center[normal])) for name, normal in PLANES.items()}
-    figure, axes = plt.subplots(2, len(SEQUENCES), figsize=(10.8, 6.4), facecolor="black", layout="constrained")
-    for axis, sequence in zip(axes[0], SEQUENCES, strict=True):
-        _draw_classes(axis, volumes[SEQUENCES.index(sequence)], None, *planes["axial"], spacing)
-        axis.set_title(sequence.upper(), color="white", fontsize=10)
-    views = [*((name, "flair") for name in PLANES), ("axial", "t1c")]
-    for axis, (name, sequence) in zip(axes[1], views, strict=True):
-        _draw_classes(axis, volumes[SEQUENCES.index(sequence)], found, *planes[name], spacing)
-        axis.set_title(f"{name}, on {sequence.upper()}", color="white", fontsize=10)
+    planes["axial, least sure"] = (PLANES["axial"], int(doubt.sum((0, 1)).argmax()))
+    figure, axes = plt.subplots(2, len(SEQUENCES) + 1, figsize=(13.4, 6.4), facecolor="black", layout="constrained")
+    for axis, (name, sequence, classes, unsure) in zip(axes.flat, _panels(found, doubt), strict=True):
+        volume, bare = volumes[SEQUENCES.index(sequence)], classes is None and unsure is None
+        _draw_classes(axis, volume, classes, unsure, *planes[name], spacing)
+        text = sequence.upper() if bare else f"{name}, on {sequence.upper()}"
+        axis.set_title(text if volume.any() else f"{sequence.upper()} is missing", color="white", fontsize=10)
     figure.suptitle(title, color="white", fontsize=10)
-    _draw_legend(figure, {CLASS_NAMES[cls]: color for cls, color in CLASS_COLORS.items()})
+    _draw_legend(figure, {CLASS_NAMES[cls]: color for cls, color in CLASS_COLORS.items()} | {"uncertain": UNCERTAIN})
     with whole_file(path) as part:
         figure.savefig(part, dpi=100)
     plt.close(figure)
+
+
+def _panels(label: np.ndarray, doubt: np.ndarray) -> list[tuple[str, str, np.ndarray | None, np.ndarray | None]]:
+    """List the panels of a segmentation, row by row: plane, sequence, and what is drawn on it."""
+    bare: list[Any] = [("axial", sequence, None, None) for sequence in SEQUENCES]
+    on_flair = [(name, "flair", label, None) for name in PLANES]
+    unsure = [(name, "flair", None, doubt) for name in ("axial", "axial, least sure")]
+    return [*bare, unsure[0], *on_flair, ("axial", "t1c", label, None), unsure[1]]
 
 
 def _crop(image: np.ndarray, *labels: np.ndarray | None) -> list[Any]:
@@ -161,9 +178,15 @@ def _draw_plane(
 
 
 def _draw_classes(
-    axis: Any, volume: np.ndarray, label: np.ndarray | None, normal: int, position: int, spacing: Sequence[float]
+    axis: Any,
+    volume: np.ndarray,
+    label: np.ndarray | None,
+    doubt: np.ndarray | None,
+    normal: int,
+    position: int,
+    spacing: Sequence[float],
 ) -> None:
-    """Draw a plane of a sequence between its own extremes, and the classes on it if there are any."""
+    """Draw a plane of a sequence between its own extremes, and on it the classes or the uncertainty, if any."""
     brain = volume[volume != 0]
     low, high = np.percentile(brain, [0.5, 99.5]) if brain.size else (0.0, 1.0)
     across, up = (size for n, size in enumerate(spacing) if n != normal)
@@ -175,6 +198,13 @@ def _draw_classes(
         axis.imshow(_tint(mask, color), aspect=up / across)
         if mask.any():
             axis.contour(mask, levels=[0.5], colors=color, linewidths=0.8)
+    if doubt is not None:
+        unsure = _slice(doubt, normal, position)
+        tint = _tint(np.ones_like(unsure, dtype=bool), UNCERTAIN)
+        tint[..., 3] = 255 * np.clip(unsure, 0, 1)
+        axis.imshow(tint, aspect=up / across)
+    side = "A" if normal == PLANES["sagittal"] else "R"  # of the patient, on the left of the plane
+    axis.text(0.01, 0.5, side, transform=axis.transAxes, color="white", fontsize=8)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
@@ -183,7 +213,7 @@ def _draw_legend(figure: Any, meanings: dict[str, str]) -> None:
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color=color, label=label) for label, color in meanings.items()]
-    figure.legend(handles=lines, loc="outside lower center", ncols=3, labelcolor="linecolor", frameon=False, fontsize=9)
+    figure.legend(handles=lines, loc="outside lower center", ncols=4, labelcolor="linecolor", frameon=False, fontsize=9)
 
 
 def _slice(volume: np.ndarray, normal: int, position: int) -> np.ndarray:

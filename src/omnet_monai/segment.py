@@ -72,7 +72,8 @@ def segment(
     Segment cases, each on the grid of its first sequence. Research use only, not a medical device.
 
     The output holds a label map per case, ``<case>_seg.nii.gz``, and a row for each, with volumes, numbers of lesions
-    and diameters, in ``segmentation.csv`` and ``segmentation.json``. ``index.html`` shows a picture of each.
+    and diameters, in ``segmentation.csv`` and ``segmentation.json``. ``index.html`` shows a picture of each. A map of
+    how unsure the region probabilities are is ``uncertainty/<case>_uncertainty.nii.gz``.
 
     Args:
         cases: folders of a case or of many, in any known layout, or 4-D files; label maps beside them are ignored.
@@ -87,7 +88,7 @@ def segment(
         naming: "bundle" for ``<case>_seg.nii.gz``, "brats" for ``<case>.nii.gz`` as challenges take it.
         fast: windows that do not overlap.
         accurate: windows that overlap by a half, where the default is an eighth, and eight mirrored passes.
-        tta: eight mirrored passes, and a map of how unsure their mean is, ``uncertainty/<case>_uncertainty.nii.gz``.
+        tta: eight mirrored passes, whose mean is taken.
         probabilities: save the probabilities of WT, TC and ET, ``probabilities/<case>_probabilities.nii.gz``.
         device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU where there is none.
         workers: processes that read cases ahead.
@@ -104,7 +105,6 @@ def segment(
     settings = {
         **_preset(fast, accurate),
         **(FLIPS if tta else {}),
-        "save_uncertainty": tta,
         "save_probabilities": probabilities,
         "label_scheme": _one_of("scheme", scheme, SCHEMES),
         "strict": strict,

@@ -1,0 +1,201 @@
+"""
+Compare measures of uncertainty, and settings of segment, on cases that weights have not seen, in the folder of a clone.
+
+  python benchmarks/uncertainty.py DATALIST OUTPUT FOLD0/model.pt FOLD1/model.pt FOLD2/model.pt
+
+The first weights were trained with fold 0 held out, the second with fold 1, and so on; each segments its own fold.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import fire
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.transforms import Compose, Invertd
+from scipy.stats import spearmanr
+
+from omnet_monai.datalist import read_scored_cases
+from omnet_monai.demo import bundle_root, inference_config
+from omnet_monai.files import whole_file
+from omnet_monai.metrics import dice
+from omnet_monai.regions import REGIONS, regions_from_classes
+from omnet_monai.report import format_table
+from omnet_monai.uncertainty import region_entropy, region_uncertainty
+from omnet_monai.weights import load_weights
+
+SHARE = 0.05
+"""Of the brain's voxels, the most uncertain ones that are looked at."""
+
+BINS = 10
+DROPOUTS = 8
+
+Run = Callable[[Inferer, torch.Tensor, torch.nn.Module], Iterator[torch.Tensor]]
+
+
+def main(datalist: str, output: str, *weights: str, only: str = "", **overrides: Any) -> None:
+    """
+    Segment what is left of the held-out cases, keep the figures of each in ``OUTPUT/<case>.json``, and print tables.
+
+    Args:
+        datalist: JSON file with the folds.
+        output: folder for the figures; a case that has some is not segmented again.
+        weights: a file for each fold.
+        only: settings to run, separated by ";", by default all.
+        overrides: ids of inference.json to override.
+    """
+    chosen = {name: setting for name, setting in SETTINGS.items() if not only or name in only.split(";")}
+    found = {}
+    for fold, path in enumerate(weights):
+        parsers = {}
+        for case in read_scored_cases(datalist, "training", fold):
+            file = Path(output) / f"{case['case']}.json"
+            results = json.loads(file.read_text()) if file.is_file() else {}
+            for name, (overlap, run) in chosen.items():
+                if name in results:
+                    continue
+                if overlap not in parsers:
+                    parsers[overlap] = _read(path, {"overlap": overlap, **overrides})
+                results[name] = _measure(parsers[overlap], case, run)
+                with whole_file(file) as part:
+                    part.write_text(json.dumps(results, indent=1))
+                print(case["case"], name, json.dumps(results[name]["dice"]), flush=True)
+            found[case["case"]] = results
+    _print(found)
+
+
+def _read(weights: str, overrides: dict[str, Any]) -> ConfigParser:
+    parser = inference_config(bundle_root(), overrides)
+    load_weights(parser.get_parsed_content("network"), weights)
+    return parser
+
+
+@torch.no_grad()
+def _measure(parser: ConfigParser, case: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Segment a case as segment does, and measure its label map, its probabilities and each map of uncertainty."""
+    prepare, network = parser.get_parsed_content("preprocessing"), parser.get_parsed_content("network").eval()
+    loaded = prepare(case, end=1)
+    brain, truth = loaded["image"].as_tensor().any(0), regions_from_classes(loaded["label"].as_tensor())
+    data, start = prepare(loaded, start=1), time.monotonic()
+    image = data["image"].as_tensor()[None].to(parser.get_parsed_content("device"))
+    passes = [probs[0].cpu() for probs in run(parser.get_parsed_content("inferer"), image, network)]
+    took, mean = time.monotonic() - start, torch.stack(passes).mean(0)
+    maps = {"mean entropy": region_entropy(mean), "largest entropy": _largest_entropy(mean)}
+    if len(passes) > 1:  # mutual information of probability and pass
+        maps["disagreement"] = maps["mean entropy"] - torch.stack([*map(region_entropy, passes)]).mean(0)
+    *refine, _ = parser.get_parsed_content("postprocessing").transforms  # all but saving
+    back = Invertd(["probs", "maps"], prepare, "image", nearest_interp=False)
+    results = {"pred": mean, "probs": mean, "maps": torch.cat([*maps.values()])}
+    data = Compose([*refine, back])(data | {name: MetaTensor(values) for name, values in results.items()})
+    masks, probs = regions_from_classes(data["pred"].as_tensor()), data["probs"].as_tensor()
+    wrong = (masks != truth).any(0)[brain]
+    caught = [_caught(values[brain], wrong) for values in data["maps"].as_tensor()]
+    return {
+        "seconds": took,
+        "dice": [dice(mask, true) for mask, true in zip(masks, truth, strict=True)],
+        "uncertainty": [*region_uncertainty(probs, masks).values()],
+        "brain": int(brain.sum()),
+        "wrong": int(wrong.sum()),
+        "caught": dict(zip(maps, caught, strict=True)),
+        "bins": [_bins(prob[brain], true[brain]) for prob, true in zip(probs, truth, strict=True)],
+    }
+
+
+def _once(inferer: Inferer, image: torch.Tensor, network: torch.nn.Module) -> Iterator[torch.Tensor]:
+    yield inferer(image, network)
+
+
+def _flips(inferer: Inferer, image: torch.Tensor, network: torch.nn.Module) -> Iterator[torch.Tensor]:
+    for sides in product((False, True), repeat=3):
+        dims = [axis for axis, mirrored in enumerate(sides, start=2) if mirrored]
+        yield inferer(image.flip(dims), network).flip(dims)
+
+
+def _dropout(inferer: Inferer, image: torch.Tensor, network: torch.nn.Module) -> Iterator[torch.Tensor]:
+    torch.manual_seed(0)
+    for _ in range(DROPOUTS):
+        yield inferer(image, network.train())  # the inferer leaves nothing but dropout on
+
+
+SETTINGS: dict[str, tuple[float, Run]] = {
+    "fast": (0.0, _once),
+    "default": (0.125, _once),
+    "quarter": (0.25, _once),
+    "flips": (0.125, _flips),
+    "dropout": (0.125, _dropout),
+}
+"""Overlap of the windows and the passes of each setting."""
+
+
+def _largest_entropy(probs: torch.Tensor) -> torch.Tensor:
+    return torch.cat([region_entropy(prob[None]) for prob in probs]).amax(0, keepdim=True)
+
+
+def _caught(uncertainty: torch.Tensor, wrong: torch.Tensor) -> int:
+    """Count the wrong voxels among the share of the most uncertain ones."""
+    return int(wrong[uncertainty.topk(int(SHARE * len(uncertainty))).indices].sum())
+
+
+def _bins(probs: torch.Tensor, truth: torch.Tensor) -> list[list[float]]:
+    """Number of voxels, mean probability and share that is true, in bins of equal width of the probability."""
+    place = (probs * BINS).long().clamp(0, BINS - 1)
+    sums = [torch.bincount(place, weights, BINS) for weights in (None, probs.double(), truth.double())]
+    return torch.stack([sums[0], sums[1] / sums[0].clamp(min=1), sums[2] / sums[0].clamp(min=1)], 1).tolist()
+
+
+def _calibration_error(bins: list[list[float]]) -> float:
+    """Average how far the mean probability of a bin is from the share that is true, weighted by voxels."""
+    number, probability, share = np.array(bins).T
+    return float((number * np.abs(probability - share)).sum() / number.sum())
+
+
+def _print(found: dict[str, dict[str, Any]]) -> None:
+    """Print what was found, for the settings that every case has."""
+    names = [name for name in SETTINGS if all(name in results for results in found.values())]
+    rows: list[list[str | float]] = []
+    for name in names:
+        cases = [results[name] for results in found.values()]
+        means = np.mean([case["dice"] for case in cases], axis=0)
+        rows.append([name, *means, float(np.mean(means)), float(np.mean([case["seconds"] for case in cases]))])
+    print("\n" + format_table(["setting", *(f"Dice {region}" for region in REGIONS), "mean", "seconds"], rows))
+    rows = []
+    for name in names:
+        cases = [results[name] for results in found.values()]
+        for measure in cases[0]["caught"]:
+            shares = [case["caught"][measure] / case["wrong"] for case in cases]
+            pooled = sum(case["caught"][measure] for case in cases) / sum(case["wrong"] for case in cases)
+            rows.append([name, measure, pooled, float(np.mean(shares)), min(shares)])
+    print("\n" + format_table(["setting", "measure", "of all wrong voxels", "mean of cases", "least"], rows))
+    rows = [
+        [name, *(np.mean([_calibration_error(case[name]["bins"][r]) for case in found.values()]) for r in range(3))]
+        for name in names
+    ]
+    print("\n" + format_table(["calibration error", *REGIONS], rows))
+    rows = []
+    for name in names:
+        values = np.array([[case[name]["uncertainty"], case[name]["dice"]] for case in found.values()])
+        pairs = [*values.transpose(2, 1, 0), values.mean(2).T]
+        tests = [spearmanr(*pair) for pair in pairs]
+        rows.append([name, len(values), *(f"{test.statistic:.2f} (p {test.pvalue:.3f})" for test in tests)])
+    print("\n" + format_table(["uncertainty against Dice: Spearman", "n", *REGIONS, "mean"], rows))
+    rows = [
+        [case, results[name]["wrong"] / results[name]["brain"], *results[name]["dice"], *results[name]["uncertainty"]]
+        for name in names
+        for case, results in found.items()
+        if name in ("default", "flips")
+    ]
+    header = ["case", "wrong", *(f"Dice {r}" for r in REGIONS), *(f"uncertainty {r}" for r in REGIONS)]
+    print("\n" + format_table(header, rows))
+
+
+if __name__ == "__main__":
+    fire.Fire(main, name="python benchmarks/uncertainty.py")
