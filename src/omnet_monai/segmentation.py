@@ -189,8 +189,8 @@ class RecordHandler:
         case = self.records.current or {}
         without = f", without {image.meta['missing']}" if image.meta["missing"] else ""
         title = f"{case['case']}{without}\n" + NOTICE.replace(". ", ".\n", 1)  # as wide as the picture
-        maps = [turn(each.cpu()) for each in (image, label, output["entropy"])]
-        save_segmentation(*maps, self.records.pictures / f"{case['case']}.png", title)
+        upright, classes, doubt = (turn(each.cpu()) for each in (image, label, output["entropy"]))
+        save_segmentation(upright, classes, doubt, self.records.pictures / f"{case['case']}.png", title)
         now = time.monotonic()
         self.records.write(case, warnings=json.loads(batch["warnings"]), measures=measures, seconds=now - self.since)
         self.since, self.records.current = now, None
