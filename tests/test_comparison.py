@@ -100,6 +100,9 @@ def test_above_the_table_stands_what_it_resolves_and_below_it_the_caption() -> N
     first, empty, header, marks, *lines, gap, caption = Comparison(rows, "omnet").markdown("Of hand.").splitlines()
     assert first.startswith("Smallest difference in Dice WT/TC/ET that this table resolves: 0.100/0.100/0.050, twice")
     assert "paired differences to OM-Net," in first
+    assert first.endswith(" It knows nothing of other seeds.")
+    others = [make_row("omnet", seed=1, a=0.9), make_row("mc3", seed=1, a=0.8)]
+    assert "other seeds" not in Comparison([*rows, *others], "omnet").markdown("")
     assert (empty, gap, caption) == ("", "", "Of hand.")
     assert header.startswith("| variant | parameters | passes per window |")
     assert len({line.count("|") for line in (header, marks, *lines)}) == 1

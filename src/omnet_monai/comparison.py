@@ -150,8 +150,10 @@ class Comparison:
         least = (
             f"Smallest difference in Dice {'/'.join(REGIONS)} that this table resolves: {_triple(np.max(others, 0))}"
         )
+        single = " It knows nothing of other seeds." if len({row.seed for row in self.rows}) == 1 else ""
         return (
             f"{least}, twice the standard error of the paired differences to {title}, in the row where it is largest."
+            f"{single}"
         )
 
     def _cost(self, name: str) -> dict[str, float]:
