@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from omnet_monai.cropping import RandCropByTaskd
 from omnet_monai.files import whole_file
 from omnet_monai.regions import (
     BACKGROUND,
+    REGIONS,
     classes_from_codes,
     classes_from_regions,
     codes_from_classes,
@@ -24,6 +25,7 @@ __all__ = [
     "InvertToLabelsd",
     "LabelMapWriter",
     "LabelsToRegionsd",
+    "MoveThresholdsd",
     "RandCropByTaskd",
     "RegionsToLabelsd",
     "case_name",
@@ -32,6 +34,37 @@ __all__ = [
 
 DESCRIPTION = "research use only, not a medical device; weights non-commercial"
 """In the header of every file written, which has room for 79 characters."""
+
+
+class MoveThresholdsd(MapTransform):
+    """
+    Move each region's threshold to 0.5, where every later step draws the line (ours): a network that was trained
+    against bias fields is less sure of a new patient's tumor than of a training patient's.
+
+    The odds of a region are divided by those of its threshold: probabilities keep their order, and 0 and 1 stay.
+
+    Args:
+        keys: keys of the region probabilities WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
+        thresholds: one for each region, in (0, 1); 0.5 leaves a region as it is.
+
+    Raises:
+        ValueError: if ``thresholds`` does not hold one number in (0, 1) for each region.
+    """
+
+    def __init__(self, keys: KeysCollection, thresholds: Sequence[float] = (0.5, 0.5, 0.5)) -> None:
+        super().__init__(keys)
+        if len(thresholds) != len(REGIONS) or not all(0 < threshold < 1 for threshold in thresholds):
+            raise ValueError(f"thresholds must hold one number in (0, 1) for {', '.join(REGIONS)}, got {thresholds}")
+        self.thresholds = torch.tensor(thresholds)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each key's probabilities by moved ones."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            probs = result[key]
+            at = self.thresholds.reshape(-1, *[1] * (probs.ndim - 1)).to(probs)
+            result[key] = probs * (1 - at) / (probs * (1 - at) + (1 - probs) * at)
+        return result
 
 
 class RegionsToLabelsd(MapTransform):
