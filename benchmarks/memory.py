@@ -22,14 +22,13 @@ from omnet_monai.datalist import read_images
 from omnet_monai.regions import SEQUENCES
 
 
-def main(case: str, output: str, *options: str, shape: tuple[int, int, int] | None = None) -> None:
+def main(case: str, output: str, shape: tuple[int, int, int] | None = None) -> None:
     """
     Segment and tell.
 
     Args:
         case: folder of one case.
         output: folder for everything, which must not exist.
-        options: words for segment, such as "--fast".
         shape: voxels along each axis to resample the case to, in the space it fills.
     """
     folder, image = Path(output), read_images(case)[0]
@@ -38,7 +37,7 @@ def main(case: str, output: str, *options: str, shape: tuple[int, int, int] | No
         for name, file in zip(SEQUENCES, image["image"], strict=True):
             nibabel.save(_resample(nibabel.load(file), shape), folder / "resampled" / f"resampled_{name}.nii")
     source, start = str(folder / "resampled") if shape else case, time.monotonic()
-    words = ["-m", "omnet_monai", "segment", source, "--output", str(folder / "segmented"), *options]
+    words = ["-m", "omnet_monai", "segment", source, "--output", str(folder / "segmented")]
     subprocess.run([sys.executable, *words], check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # of kB
     print(f"{peak:.2f} GiB at the peak, {time.monotonic() - start:.0f} s, start of the program included")

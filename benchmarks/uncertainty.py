@@ -89,7 +89,11 @@ def _measure(parser: ConfigParser, case: dict[str, Any], run: Run) -> dict[str, 
     image = data["image"].as_tensor()[None].to(parser.get_parsed_content("device"))
     passes = [probs[0].cpu() for probs in run(parser.get_parsed_content("inferer"), image, network)]
     took, mean = time.monotonic() - start, torch.stack(passes).mean(0)
-    maps = {"mean entropy": region_entropy(mean), "largest entropy": _largest_entropy(mean)}
+    maps = {
+        "mean entropy": region_entropy(mean),
+        "largest entropy": _largest_entropy(mean),
+        "chance of error": _chance_of_error(mean),
+    }
     if len(passes) > 1:  # mutual information of probability and pass
         maps["disagreement"] = maps["mean entropy"] - torch.stack([*map(region_entropy, passes)]).mean(0)
     *refine, _ = parser.get_parsed_content("postprocessing").transforms  # all but saving
@@ -138,6 +142,15 @@ SETTINGS: dict[str, tuple[float, Run]] = {
 
 def _largest_entropy(probs: torch.Tensor) -> torch.Tensor:
     return torch.cat([region_entropy(prob[None]) for prob in probs]).amax(0, keepdim=True)
+
+
+def _chance_of_error(probs: torch.Tensor) -> torch.Tensor:
+    """One minus the probability of the class that a voxel is given, each region's being that inside the one before."""
+    inside, right = torch.ones_like(probs[0], dtype=torch.bool), torch.ones_like(probs[0])
+    for prob in probs:
+        right = torch.where(inside, right * torch.maximum(prob, 1 - prob), right)
+        inside = inside & (prob > 0.5)
+    return 1 - right[None]
 
 
 def _caught(uncertainty: torch.Tensor, wrong: torch.Tensor) -> int:

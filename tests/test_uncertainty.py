@@ -13,8 +13,9 @@ def test_entropy_is_that_of_three_coins_in_bits() -> None:
     probs = torch.tensor([[0.0, 0.5, 0.5, 0.25], [1.0, 0.5, 1.0, 0.25], [0.0, 0.5, 0.0, 0.75]])
     expected = torch.tensor([[0.0, 1.0, 1 / 3, 0.811278]])
     torch.testing.assert_close(region_entropy(probs), expected)
-    data = RegionEntropyd("probs", "entropy")({"probs": probs})
-    torch.testing.assert_close(data["entropy"], expected)
+    image = torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, -1.0, 2.0, 0.0]])  # the last voxel is background
+    data = RegionEntropyd("probs", "entropy")({"probs": probs, "image": image})
+    torch.testing.assert_close(data["entropy"], expected * torch.tensor([1, 1, 1, 0]))
     assert data["probs"] is probs
 
 

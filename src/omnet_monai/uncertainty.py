@@ -10,29 +10,32 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from omnet_monai.regions import REGIONS
+from omnet_monai.regions import BACKGROUND, REGIONS
 
 __all__ = ["RegionEntropyd", "region_entropy", "region_uncertainty"]
 
 
 class RegionEntropyd(MapTransform):
     """
-    Put beside region probabilities ``(3, *spatial)`` the map of their entropy ``(1, *spatial)``.
+    Put beside region probabilities ``(3, *spatial)`` the map of their entropy ``(1, *spatial)``, 0 outside the brain.
 
     Args:
         keys: keys of the probabilities, which stay.
         names: keys of the maps, one for each.
+        image_key: key of the image, background 0, shape ``(C, *spatial)``.
     """
 
-    def __init__(self, keys: KeysCollection, names: KeysCollection) -> None:
+    def __init__(self, keys: KeysCollection, names: KeysCollection, image_key: str = "image") -> None:
         super().__init__(keys)
         self.names = ensure_tuple(names)
+        self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the map of each key."""
         result = dict(data)
         for key, name in zip(self.key_iterator(result), self.names, strict=True):
-            result[name] = region_entropy(result[key])
+            brain = (torch.as_tensor(result[self.image_key]) != BACKGROUND).any(0, keepdim=True)
+            result[name] = region_entropy(result[key]) * brain.to(result[key].device)
         return result
 
 
