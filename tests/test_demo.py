@@ -17,7 +17,7 @@ def test_the_first_run_leaves_scores_label_maps_a_report_and_weights(
 ) -> None:
     whole = demo_module.write_phantoms
     monkeypatch.setattr(
-        demo_module, "write_phantoms", lambda folder, cases, seed, size: whole(folder, cases, seed, (40, 40, 32))
+        demo_module, "write_phantoms", lambda folder, cases, seed, size, kind: whole(folder, cases, seed, (40, 40, 32))
     )
     tiny = {"steps_per_epoch": 1, "cases_per_step": 1, "train#trainer#max_epochs": 3, "patch_size": [24, 16, 16]}
     demo(str(tmp_path), training=2, test=1, **tiny)

@@ -264,7 +264,8 @@ def test_an_interrupt_leaves_no_half_written_file_and_a_table_of_what_is_done(
     monkeypatch.setattr(transforms, "whole_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(small_bundle, phantoms / "phantom_000", phantoms / "phantom_001", output=tmp_path)
-    assert [path.name for path in tmp_path.rglob("*.nii.gz")] == ["phantom_000_seg.nii.gz"]
+    written = ["phantom_000_seg.nii.gz", "phantom_000_uncertainty.nii.gz"]
+    assert sorted(path.name for path in tmp_path.rglob("*.nii.gz")) == written
     assert not [path for path in tmp_path.rglob(".*")]
     assert read_table(tmp_path)["phantom_001"]["error"] == "not segmented: the run ended before"
 
