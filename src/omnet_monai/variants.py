@@ -65,7 +65,7 @@ VARIANTS = {
     "all_clusters": Variant("OM-Net+CGA, all clusters kept", ("cga",), settings={"cluster_volume": 0}),
     "core_holes": Variant("OM-Net+CGA, holes of the core kept", ("cga",), settings={"fill_core": False}),
     "relabel_edema": Variant("OM-Net+CGA, edema relabeled", ("cga",), settings={"relabel_edema": True}),
-    # 200 mm3 where cluster_volume is at its 2000; cases of a coarser scale set that one.
+    # A tenth of cluster_volume, 500 mm3 by default; cases of a coarser scale set that one.
     "enhancing_volume": Variant(
         "OM-Net+CGA, small ET relabeled", ("cga",), settings={"enhancing_volume": "$0.1 * @cluster_volume"}
     ),
