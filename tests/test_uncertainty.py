@@ -19,11 +19,13 @@ def test_entropy_is_that_of_three_coins_in_bits() -> None:
     assert data["probs"] is probs
 
 
-def test_uncertainty_is_one_minus_the_expected_dice() -> None:
-    probs = torch.tensor([[1.0, 0.8, 0.2, 0.0]] * 3)
-    masks = torch.tensor([[True, True, False, False], [True, True, True, True], [False] * 4])
+def test_uncertainty_is_one_minus_the_dice_expected_inside_the_region_around() -> None:
+    probs = torch.tensor([[1.0, 0.8, 0.6, 0.2], [0.9, 0.5, 0.4, 1.0], [0.7, 0.3, 1.0, 1.0]])
+    masks = torch.tensor([[True, True, True, False], [True, True, False, False], [False] * 4])
     values = region_uncertainty(probs, masks)
-    assert values == pytest.approx({"uncertainty_WT": 1 - 3.6 / 4, "uncertainty_TC": 1 - 4 / 6, "uncertainty_ET": 1.0})
+    # WT: 2 * 2.4 of 2.6 + 3. TC, whose last voxel lies outside WT: 2 * 1.4 of 1.8 + 2. ET: none of 1 + 0.
+    expected = {"WT": 1 - 4.8 / 5.6, "TC": 1 - 2.8 / 3.8, "ET": 1.0}
+    assert values == pytest.approx({f"uncertainty_{region}": value for region, value in expected.items()})
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0], ids=["empty", "full"])

@@ -59,19 +59,21 @@ def region_uncertainty(probs: torch.Tensor, masks: torch.Tensor) -> dict[str, fl
     Sum up each region by one minus the Dice that its probabilities let expect of its mask.
 
     If the probabilities were right about how often they are right, the Dice of the mask with a truth drawn from them
-    would be about ``2 * sum(probs * mask) / (sum(probs) + sum(mask))``.
+    would be about ``2 * sum(probs * mask) / (sum(probs) + sum(mask))``. The probabilities of TC count inside WT's mask
+    alone, those of ET inside TC's, as in fusion: elsewhere a network of separate tasks has no reason to keep them low.
 
     Args:
-        probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
-        masks: predicted regions, boolean, same shape.
+        probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``, not nested.
+        masks: predicted regions, boolean, same shape, nested.
 
     Returns:
         ``uncertainty_WT``, ... in [0, 1]: 0 for a region that is sure everywhere, 1 for one that is nowhere though its
         probabilities are above 0; below one voxel's worth of probability and mask together, 0.
     """
-    values = {}
+    values, around = {}, torch.ones_like(masks[0])
     for region, prob, mask in zip(REGIONS, probs, masks, strict=True):
-        total = float(prob.sum(dtype=torch.float64)) + int(mask.sum())
+        total = float(prob[around].sum(dtype=torch.float64)) + int(mask.sum())
         shared = float(prob[mask].sum(dtype=torch.float64))
         values[f"uncertainty_{region}"] = 1 - 2 * shared / total if total >= 1 else 0.0
+        around = mask
     return values
