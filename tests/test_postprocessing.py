@@ -316,5 +316,5 @@ def test_empty_and_full_masks_keep_whole_tumor_and_core(step: RelabelSmallEnhanc
 def test_a_step_that_is_switched_off_does_nothing_and_a_text_is_no_switch(step: type) -> None:
     probs, image = make_sparse()
     assert step("pred", enabled=False)({"pred": probs, "image": image})["pred"] is probs
-    with pytest.raises(ValueError, match=r"enabled must be True or False, with a capital letter .*, got 'false'"):
+    with pytest.raises(ValueError, match=r"enabled must be True or False, capitalized .*, got 'false'"):
         step("pred", enabled="false")

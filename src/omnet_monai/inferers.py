@@ -42,9 +42,7 @@ class AutocastInferer(Inferer):
         super().__init__()
         for name, switch in {"amp": amp, "fold": fold, "skip_empty": skip_empty}.items():
             if not isinstance(switch, bool):
-                raise ValueError(
-                    f"{name} must be True or False, with a capital letter on the command line, got {switch!r}"
-                )
+                raise ValueError(f"{name} must be True or False, capitalized on the command line, got {switch!r}")
         self.inferer = inferer
         self.amp = amp
         self.fold = fold

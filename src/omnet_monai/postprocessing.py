@@ -37,8 +37,7 @@ class _RefineRegionsd(MapTransform):
     def __init__(self, keys: KeysCollection, threshold: float, enabled: bool = True) -> None:
         super().__init__(keys)
         if not isinstance(enabled, bool):
-            rule = "enabled must be True or False, with a capital letter on the command line"
-            raise ValueError(f"{rule}, got {enabled!r}")
+            raise ValueError(f"enabled must be True or False, capitalized on the command line, got {enabled!r}")
         self.threshold = threshold
         self.enabled = enabled
 
@@ -171,9 +170,7 @@ class RelabelSmallEnhancingd(_RefineRegionsd):
         enhancing = int((classes_from_regions(probs, self.threshold) == ENHANCING).sum())
         if enhancing * voxel >= self.max_volume:
             return probs
-        cleared = probs.clone()
-        cleared[_ENHANCING] = 0
-        return cleared
+        return probs.index_fill(0, torch.tensor([_ENHANCING], device=probs.device), 0)
 
 
 def remove_small_clusters(
@@ -246,4 +243,7 @@ def _enclosed_in_a_plane(mask: np.ndarray) -> np.ndarray:
     """Add to a mask what it encloses within a plane of two axes, whatever lies before and behind that plane."""
     cross = ndimage.generate_binary_structure(mask.ndim, 1)
     planes = [np.indices(cross.shape)[axis] == 1 for axis in range(mask.ndim)] if mask.ndim > 2 else [True]
-    return np.logical_or.reduce([ndimage.binary_fill_holes(mask, cross & plane) for plane in planes])
+    filled = mask.copy()
+    for box in ndimage.find_objects(mask.astype(np.uint8)):  # the one box that holds it all, if there is anything
+        filled[box] = np.logical_or.reduce([ndimage.binary_fill_holes(mask[box], cross & plane) for plane in planes])
+    return filled

@@ -62,8 +62,9 @@ class MoveThresholdsd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             probs = result[key]
-            at = self.thresholds.reshape(-1, *[1] * (probs.ndim - 1)).to(probs)
-            result[key] = probs * (1 - at) / (probs * (1 - at) + (1 - probs) * at)
+            odds = (self.thresholds / (1 - self.thresholds)).reshape(-1, *[1] * (probs.ndim - 1)).to(probs)
+            against = (1 - probs).mul_(odds).add_(probs)  # in place: a volume is large
+            result[key] = probs / against
         return result
 
 
