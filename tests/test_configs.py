@@ -103,7 +103,7 @@ def test_train_and_inference_name_the_same_network_transforms_and_window() -> No
     train, inference = read("train.json"), read("inference.json")
     steps = train["validate"]["refinement"]["transforms"]
     assert inference["postprocessing"]["transforms"][: len(steps)] == steps
-    for name in ("thresholds", "cluster_volume", "fill_core", "relabel_edema", "enhancing_volume"):
+    for name in ("thresholds", "cluster_volume", "cluster_peak", "fill_core", "relabel_edema", "enhancing_volume"):
         assert train[name] == inference[name]
         assert f"@{name}" in strings(steps)
     assert train["network_def"] == inference["network_def"]

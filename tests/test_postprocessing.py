@@ -6,12 +6,11 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from omnet_monai.edema import RelabelEdemad, relabel_edema
 from omnet_monai.postprocessing import (
     FillCoreHolesd,
-    RelabelEdemad,
     RelabelSmallEnhancingd,
     RemoveSmallClustersd,
-    relabel_edema,
     remove_small_clusters,
 )
 from omnet_monai.regions import BACKGROUND, EDEMA, ENHANCING, NECROSIS, classes_from_regions
@@ -26,7 +25,7 @@ AS_CLASS = {
 TALL = torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0]))  # voxels of 1 x 1 x 2 mm
 
 
-def make_probs(*sizes: int, length: int = 60) -> torch.Tensor:
+def make_probs(*sizes: int, length: int = 80) -> torch.Tensor:
     """Clusters of the given numbers of voxels along one line, one voxel apart, in all three regions."""
     probs = torch.full((3, 3, 3, length), 0.25)
     start = 0
@@ -70,6 +69,22 @@ def test_clusters_that_touch_at_a_corner_are_one() -> None:
 def test_without_a_second_cluster_nothing_changes(value: float) -> None:
     probs = torch.full((3, 4, 4, 4), value)
     assert torch.equal(remove_small_clusters(probs, 1e9), probs)
+
+
+def test_a_cluster_must_be_certain_somewhere_and_only_such_ones_are_measured_against() -> None:
+    probs = make_probs(40, 30, 2)
+    probs[0, 1, 1, [45, 72]] = 0.95  # one voxel of the second cluster and one of the third
+    assert kept(remove_small_clusters(probs, 0, min_peak=0.9)) == 32
+    assert kept(remove_small_clusters(probs, 0, min_peak=0.95)) == 0  # above, as for every threshold
+    assert kept(remove_small_clusters(probs, 100, max_share=0.06, min_peak=0.9)) == 32  # 2 are more than 0.06 of 30 ...
+    assert kept(remove_small_clusters(probs, 100, max_share=0.06)) == 70  # ... and less than 0.06 of 40
+    assert kept(remove_small_clusters(probs, 0, min_peak=0.0)) == 72
+
+
+@pytest.mark.parametrize("peak", [-0.1, 1.0])
+def test_a_peak_that_no_probability_can_be_above_is_refused(peak: float) -> None:
+    with pytest.raises(ValueError, match=rf"min_peak must be in \[0, 1\), got {peak}"):
+        RemoveSmallClustersd("pred", min_peak=peak)
 
 
 def test_the_limit_is_a_volume_in_cubic_millimeters() -> None:

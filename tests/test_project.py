@@ -19,8 +19,8 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 LAYERS = (
     "regions files",
     "networks.blocks networks.folding sequence_order checks layouts images losses cropping transforms postprocessing"
-    " reading loading sampling datalist phantom inferers optimization exported distributed metrics measures uncertainty"
-    " summary augmentation caching lesions",
+    " edema reading loading sampling datalist phantom inferers optimization exported distributed metrics measures"
+    " uncertainty summary augmentation caching lesions",
     "networks.nets networks.cascade networks curriculum growing weights checkpoint",
     "report results pictures page scoring tracking cost demo variants comparison ablation packaging export zoo machine"
     " rivals timing benchmark segmentation overview segment __main__",

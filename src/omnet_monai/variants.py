@@ -63,6 +63,7 @@ VARIANTS = {
     # Not rows of the paper's table: they train nothing that the rows above do not.
     "mc3_skip": Variant("MC3, windows skipped", _CASCADE, ("mc3.json",), {"network_def#skip": True}),
     "all_clusters": Variant("OM-Net+CGA, all clusters kept", ("cga",), settings={"cluster_volume": 0}),
+    "unsure_clusters": Variant("OM-Net+CGA, unsure clusters kept", ("cga",), settings={"cluster_peak": 0}),
     "core_holes": Variant("OM-Net+CGA, holes of the core kept", ("cga",), settings={"fill_core": False}),
     "half_thresholds": Variant("OM-Net+CGA, thresholds of 0.5", ("cga",), settings={"thresholds": [0.5, 0.5, 0.5]}),
     "relabel_edema": Variant("OM-Net+CGA, edema relabeled", ("cga",), settings={"relabel_edema": True}),
