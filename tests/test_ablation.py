@@ -101,7 +101,9 @@ def test_an_interrupted_training_is_taken_up_where_it_was(
         patch.setattr(RunCheckpoint, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             ablate(str(tmp_path), str(phantoms / "datalist.json"), **arguments)
-    assert not (tmp_path / "rows.json").exists()
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == []
+    with pytest.raises(ValueError, match=r"rows\.json must be of the same settings .*, differs in overrides"):
+        ablate(str(tmp_path), str(phantoms / "datalist.json"), **arguments | {"learning_rate": 0.5})
     capsys.readouterr()
     ablate(str(tmp_path), str(phantoms / "datalist.json"), **arguments)
     assert "Resuming after epoch 2 of 3" in capsys.readouterr().out
@@ -145,6 +147,10 @@ def test_equal_time_gives_each_row_as_many_epochs_as_the_references_training_las
     ]
     rows = json.loads((tmp_path / "out" / "rows.json").read_text())["rows"]
     assert [(row["variant"], row["epochs"]) for row in rows if row["budget"] == "time"] == [("mc2", 6), ("se", 10)]
+    # Beside MC2, which takes 32 s, there is time for 16 epochs of either.
+    trained.clear()
+    ablate(str(tmp_path / "out"), str(phantoms / "datalist.json"), **arguments, reference="mc2")
+    assert trained == [("omnet", 16), ("se", 16)]
 
 
 def test_variants_of_post_processing_set_their_switch_in_the_evaluation_alone(

@@ -31,6 +31,17 @@ class Prepare(Transform):
         return {"image": image, "label": label, "case": case["case"], "start": np.array([1, 2])}
 
 
+class CountCases(Transform):
+    """Tells in a file that it ran."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def __call__(self, case: dict) -> dict:
+        self.log.write_text(self.log.read_text() + "x" if self.log.exists() else "x")
+        return {}
+
+
 @pytest.fixture
 def case(tmp_path: Path) -> dict:
     (tmp_path / "a.txt").write_text("1.5")
@@ -81,6 +92,20 @@ def test_a_change_prepares_the_case_anew(case: dict, tmp_path: Path, change) -> 
     MappedDataset([case], Prepare(), tmp_path / "cache")[0]
     MappedDataset(*change(case), tmp_path / "cache")[0]
     assert times_prepared(case) == 2
+
+
+@pytest.mark.parametrize("image", ["case", "case/modalities/p1/p1_t2.nii.gz"], ids=["a folder", "one of its files"])
+def test_a_change_of_a_file_that_the_list_does_not_name_prepares_the_case_anew(tmp_path: Path, image: str) -> None:
+    folder = tmp_path / "case" / "modalities" / "p1"
+    folder.mkdir(parents=True)
+    for sequence in ("t1", "t1ce", "t2", "flair"):
+        (folder / f"p1_{sequence}.nii.gz").write_text("1")
+    dataset = MappedDataset([{"image": str(tmp_path / image)}], CountCases(tmp_path / COUNT), tmp_path / "cache")
+    for _ in range(2):
+        dataset[0]
+    os.utime(folder / "p1_flair.nii.gz", (0, 0))
+    dataset[0]
+    assert (tmp_path / COUNT).read_text() == "xx"
 
 
 def test_a_case_that_fails_leaves_nothing_behind(case: dict, tmp_path: Path, monkeypatch) -> None:

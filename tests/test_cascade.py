@@ -121,6 +121,21 @@ def test_enhancing_tumor_is_looked_for_around_the_core_not_around_the_whole_tumo
     assert planes(enhancing) == [10, 11, 12, 13, 14]
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "expected"),
+    [((0.8, 0.6, 0.5), (0.8, 0.7, 0.8)), ((0.8, 0.75, 0.5), (0.8, 0.7, 0.0)), ((0.95, 0.6, 0.5), (0.0, 0.0, 0.0))],
+    ids=["both found", "no core at its threshold", "no tumor at its threshold"],
+)
+@torch.no_grad()
+def test_each_region_limits_the_next_network_by_its_own_threshold(
+    thresholds: tuple[float, ...], expected: tuple[float, ...]
+) -> None:
+    # The coarse network gives WT 0.9, the refined one TC 0.7, the precise one ET 0.8.
+    cascade = make_cascade(dict.fromkeys(("coarse", "refined", "precise"), -1.0), thresholds=thresholds)
+    regions = cascade(bright_at())
+    torch.testing.assert_close(regions, torch.tensor(expected).reshape(1, 3, 1, 1, 1).expand(1, 3, 8, 8, 24))
+
+
 @torch.no_grad()
 def test_dilation_goes_along_every_axis() -> None:
     x = torch.zeros(1, 4, 8, 8, 8)

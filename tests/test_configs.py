@@ -281,3 +281,32 @@ def test_the_papers_learning_rate_halves_every_80000_steps() -> None:
     assert rates[0] == rates[79_999] == [1e-3, 2e-3, 2e-3]  # weights, convolution biases, normalization shifts
     assert rates[80_000] == rates[159_999] == [5e-4, 1e-3, 1e-3]
     assert rates[160_000] == [2.5e-4, 5e-4, 5e-4]
+
+
+@pytest.mark.parametrize(
+    ("files", "settings"),
+    [
+        (["no_transfer.json"], {}),
+        (["no_curriculum.json"], {}),
+        (["lesions.json"], {}),
+        (["lesions.json"], {"case_repeats": 8}),
+        (["paper.json"], {}),
+        (["demo.json"], {}),
+        (["mc1.json"], {}),
+        ([], {"seed": 1}),
+        ([], {"learning_rate": 0.01}),
+        ([], {"patch_size": [16, 16, 16]}),
+        ([], {"steps_per_epoch": 40}),
+    ],
+    ids=str,
+)
+def test_another_recipe_is_another_run(phantoms: Path, files: list[str], settings: dict[str, Any]) -> None:
+    """By ``checkpoint#identity``; what differs in the network's shapes, such as se.json, needs nothing there."""
+
+    def identity(files: list[str], settings: dict[str, Any]) -> Any:
+        parser = read("train.json", *files)
+        parser.update({"dataset_dir": str(phantoms), **settings})
+        return parser.get_parsed_content("checkpoint#identity")
+
+    assert identity([], {}) == identity([], {})
+    assert identity(files, settings) != identity([], {})

@@ -73,6 +73,11 @@ def test_fewer_than_three_epochs_leave_no_room_for_stages(epochs: int, triggers:
     assert stages(Curriculum(**triggers), epochs) == [3] * epochs
 
 
+def test_a_patience_of_no_epoch_is_refused() -> None:
+    with pytest.raises(ValueError, match="patience must be at least one epoch, got 0"):
+        Curriculum(patience=0)
+
+
 def test_without_a_trigger_all_tasks_are_active_from_the_first_step() -> None:
     assert not Curriculum().complete
     assert stages(Curriculum(), 4) == [3] * 4

@@ -147,6 +147,27 @@ def test_a_task_without_a_patch_adds_zero_and_a_zero_gradient() -> None:
     assert logits[0].grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("shared", [(2, 0), (1, 3), (0, 0)], ids=["all on one", "on both", "on none"])
+def test_the_mean_over_processes_is_that_over_all_patches_that_count(
+    shared: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Patches of the precise task cost ln 4 each; a process without any has a coarse one instead, which does not count.
+    total = torch.tensor(float(sum(shared)))
+    monkeypatch.setattr("omnet_monai.losses.idist.get_world_size", lambda: 2)
+    monkeypatch.setattr("omnet_monai.losses.idist.all_reduce", lambda number: total)
+    losses, reported = [], []
+    for number in shared:
+        task = torch.tensor([2] * number or [0])
+        label = torch.full((len(task), 1, 2, 2, 2), ENHANCING)
+        criterion = OMNetLoss(transfer=None, tasks=["precise"])
+        losses.append(criterion([constant_logits(len(task), [0.75, 0.25])], {"label": label, "task": task}))
+        reported.append(criterion.task_losses)
+    expected = math.log(4) if sum(shared) else 0.0
+    assert float(sum(losses)) / 2 == pytest.approx(expected)
+    assert torch.stack(reported).isnan().all() == (not sum(shared))
+    assert torch.stack(reported).isnan().any() == (not sum(shared))
+
+
 def test_only_patches_that_count_have_a_gradient() -> None:
     logits = [constant_logits(2, [0.25] * 4).requires_grad_() for _ in range(2)]
     label = label_with(0, EDEMA, (2, 2, 2)).repeat(2, 1, 1, 1, 1)

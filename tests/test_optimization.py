@@ -40,6 +40,16 @@ def test_running_statistics_are_the_corrected_average_that_caffe_keeps() -> None
     assert network[0].running_mean.item() == pytest.approx(3.0)
 
 
+def test_a_layer_that_joins_later_begins_its_own_average() -> None:
+    # It sees the batch means 2 and 4 alone, which weigh 1/2 and 1, over their sum 3/2: 5 / (3/2) = 10/3.
+    network = nn.ModuleList([nn.BatchNorm1d(1), nn.BatchNorm1d(1)])
+    engine = Engine(lambda engine, batch: [norm(batch) for norm in network[: engine.state.iteration]])
+    CorrectedBatchNorm(network, decay=0.5).attach(engine)
+    engine.run([torch.tensor([[mean - 1.0], [mean + 1.0]]) for mean in (1.0, 2.0, 4.0)])
+    assert network[0].running_mean.item() == pytest.approx(3.0)
+    assert network[1].running_mean.item() == pytest.approx(10 / 3)
+
+
 def test_gradients_are_scaled_down_to_the_largest_norm_together() -> None:
     network = nn.Linear(1, 1)
     network.weight.grad, network.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])  # norm 5

@@ -11,6 +11,7 @@ from omnet_monai.postprocessing import (
     FillCoreHolesd,
     RelabelSmallEnhancingd,
     RemoveSmallClustersd,
+    RemoveUnsureClustersd,
     remove_small_clusters,
 )
 from omnet_monai.regions import BACKGROUND, EDEMA, ENHANCING, NECROSIS, classes_from_regions
@@ -71,20 +72,38 @@ def test_without_a_second_cluster_nothing_changes(value: float) -> None:
     assert torch.equal(remove_small_clusters(probs, 1e9), probs)
 
 
-def test_a_cluster_must_be_certain_somewhere_and_only_such_ones_are_measured_against() -> None:
+@pytest.mark.parametrize(
+    ("min_peak", "expected"), [(0.0, 72), (0.75, 32), (0.9, 32), (0.95, 2), (0.96, 0)], ids=lambda value: str(value)
+)
+def test_a_cluster_that_is_certain_nowhere_goes_whatever_its_size(min_peak: float, expected: int) -> None:
     probs = make_probs(40, 30, 2)
-    probs[0, 1, 1, [45, 72]] = 0.95  # one voxel of the second cluster and one of the third
-    assert kept(remove_small_clusters(probs, 0, min_peak=0.9)) == 32
-    assert kept(remove_small_clusters(probs, 0, min_peak=0.95)) == 0  # above, as for every threshold
-    assert kept(remove_small_clusters(probs, 100, max_share=0.06, min_peak=0.9)) == 32  # 2 are more than 0.06 of 30 ...
-    assert kept(remove_small_clusters(probs, 100, max_share=0.06)) == 70  # ... and less than 0.06 of 40
-    assert kept(remove_small_clusters(probs, 0, min_peak=0.0)) == 72
+    probs[0, 1, 1, 45] = 0.95  # one voxel of the second cluster
+    probs[0, 1, 1, 72] = 0.96  # and one of the third
+    cleared = RemoveUnsureClustersd("pred", min_peak)({"pred": probs})["pred"]
+    assert kept(cleared) == expected
+    assert torch.equal(cleared[:, probs[0] < 0.5], probs[:, probs[0] < 0.5])
+    assert (cleared[1:, probs[0] > 0.5] > 0.5).sum() == 2 * expected  # TC and ET go and stay with WT
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0], ids=["no tumor", "all tumor"])
+def test_what_is_certain_everywhere_stays(value: float) -> None:
+    probs = torch.full((3, 4, 4, 4), value)
+    assert torch.equal(RemoveUnsureClustersd("pred", 0.9)({"pred": probs})["pred"], probs)
+
+
+def test_unsure_clusters_are_those_of_a_threshold_of_its_own() -> None:
+    probs = make_probs(40)  # at 0.75 and, before and behind, 0.25
+    assert kept(RemoveUnsureClustersd("pred", 0.7, threshold=0.2)({"pred": probs})["pred"]) == 40
+    probs[0, 1, 1, 45:50] = 0.4  # part of no cluster at 0.5, a cluster at 0.3
+    cleared = RemoveUnsureClustersd("pred", 0.7, threshold=0.3)({"pred": probs})["pred"]
+    assert (cleared[0, 1, 1, 45:50] == 0).all()
+    assert kept(cleared) == 40
 
 
 @pytest.mark.parametrize("peak", [-0.1, 1.0])
 def test_a_peak_that_no_probability_can_be_above_is_refused(peak: float) -> None:
     with pytest.raises(ValueError, match=rf"min_peak must be in \[0, 1\), got {peak}"):
-        RemoveSmallClustersd("pred", min_peak=peak)
+        RemoveUnsureClustersd("pred", min_peak=peak)
 
 
 def test_the_limit_is_a_volume_in_cubic_millimeters() -> None:

@@ -119,26 +119,25 @@ class _Ablation:
             "overrides": {key: str(value) for key, value in self.overrides.items()},
         }
         file = self.out / "rows.json"
-        content: dict[str, Any] = {"settings": settings, "rows": []}
-        if file.is_file():
-            content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"settings": settings, "rows": []}
         changed = [key for key in settings if content["settings"][key] != settings[key]]
         if changed:
             raise ValueError(f"{file} must be of the same settings to be continued, differs in {', '.join(changed)}")
         self.settings = settings
         self.rows = [Row(**row) for row in content["rows"]]
+        self.keep()  # the settings, before anything is trained by them
 
     def run_row(self, name: str, budget: str, fold: int | None, seed: int, reference: str) -> None:
         """Train what is not trained, and score, unless that is done."""
-        if self.find(name, budget, fold, seed):
+        if self.find(name, budget, fold, seed, reference):
             return
         variant, place, epochs = VARIANTS[name], self.place(fold), self.epochs
         if budget == "time":
-            (own,), (other,) = (self.find(n, "steps", fold, seed) for n in (name, reference))
+            (own,), (other,) = (self.find(n, "steps", fold, seed, reference) for n in (name, reference))
             epochs = max(1, round(self.epochs * other.seconds / own.seconds))
         print(f"\n=== {variant.title}, {budget}, {place}, seed {seed}: {epochs} epochs", flush=True)
         if budget == "time" and epochs == self.epochs:  # the very training that is there
-            self.keep(replace(self.find(name, "steps", fold, seed)[0], budget="time"))
+            self.keep(replace(own, budget="time", reference=reference))
             return
         trained = [self.train(network, epochs, fold, seed) for network in variant.networks]
         weights = [str(folder / "model.pt") for folder, _ in trained]
@@ -158,12 +157,13 @@ class _Ablation:
             seconds=sum(seconds for _, seconds in trained),
             cost=json.loads((out / "cost.json").read_text(encoding="utf-8")),
             dice={case: [values[f"dice_{region}"] for region in REGIONS] for case, values in scores},
+            reference=reference if budget == "time" else "",
         )
         self.keep(row)
 
-    def keep(self, row: Row) -> None:
-        """Add a row to those that are there."""
-        self.rows.append(row)
+    def keep(self, *rows: Row) -> None:
+        """Add rows to those that are there."""
+        self.rows += rows
         content = {"settings": self.settings, "rows": [asdict(row) for row in self.rows]}
         with whole_file(self.out / "rows.json") as part:
             part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -187,7 +187,7 @@ class _Ablation:
 
     def write_table(self, runs: Sequence[tuple[str, str, int | None, int]], reference: str) -> str:
         """Write the table of those runs that are there, and return it."""
-        rows = [row for run in runs for row in self.find(*run)]
+        rows = [row for run in runs for row in self.find(*run, reference)]
         comparison = Comparison(rows, reference)
         write_csv(self.out / "table.csv", *comparison.table())
         text = comparison.markdown(self.caption(rows))
@@ -228,10 +228,10 @@ class _Ablation:
             **self.overrides,
         }
 
-    def find(self, name: str, budget: str, fold: int | None, seed: int) -> list[Row]:
-        """List the row of these, if it is finished."""
-        wanted = (name, budget, self.place(fold), seed)
-        return [row for row in self.rows if (row.variant, row.budget, row.place, row.seed) == wanted]
+    def find(self, name: str, budget: str, fold: int | None, seed: int, reference: str) -> list[Row]:
+        """List the row of these, if it is finished; one of equal time counts beside the same reference alone."""
+        wanted = (name, budget, self.place(fold), seed, reference if budget == "time" else "")
+        return [row for row in self.rows if (row.variant, row.budget, row.place, row.seed, row.reference) == wanted]
 
 
 def _listed(value: Any) -> list[Any]:

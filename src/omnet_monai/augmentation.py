@@ -66,16 +66,12 @@ class BatchAugmentation:
         for name, value in {"blur": blur, "gamma": gamma}.items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
-        self.set_size(spatial_size)
+        self.spatial_size = tuple(spatial_size)
         self.planes = list(combinations(range(len(self.spatial_size)), 2))
         self.rotation = torch.as_tensor(rotation, dtype=torch.float32).expand(len(self.planes))
         self.affine_prob, self.zoom, self.flip_prob = affine_prob, zoom, flip_prob
         self.blur_prob, self.blur, self.gamma = blur_prob, blur, gamma
         self.scale, self.shift, self.drop_prob = scale, shift, drop_prob
-
-    def set_size(self, spatial_size: Sequence[int]) -> None:
-        """Return patches of another size, in voxels, from now on."""
-        self.spatial_size = tuple(spatial_size)
 
     def __call__(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
+
+from omnet_monai import __version__
+from omnet_monai.layouts import find_case
 
 __all__ = ["MappedDataset"]
 
@@ -25,8 +29,9 @@ class MappedDataset(Dataset):
     A BraTS case takes about 30 MB, cropped to the brain, in float16. Only what is read of it comes from the disk, and
     the memory it then takes is the system's to give away again. MONAI's ``PersistentDataset`` reads its files whole.
 
-    A file belongs to one case, its image and label files as they were (size and time of change), and the transforms; a
-    change of any makes a new one. Nothing is ever deleted: the folder may be, between two runs.
+    A file belongs to one case, its image and label files as they were (size and time of change), the transforms, and
+    the version of this package; a change of any makes a new one. Nothing is ever deleted: the folder may be, between
+    two runs.
 
     Args:
         data: cases, as in a data list.
@@ -63,8 +68,12 @@ class MappedDataset(Dataset):
 
     def _file(self, case: Mapping[str, Any]) -> Path:
         paths = [path for value in case.values() for path in (value if isinstance(value, list) else [value])]
+        if isinstance(case.get("image"), (str, os.PathLike)):  # a folder, a file with siblings, or one 4-D file
+            with suppress(ValueError):  # which the transforms tell better
+                paths += [file for files in find_case(case["image"])[1].values() for file in files]
         stats = [os.stat(path) for path in paths if isinstance(path, (str, os.PathLike)) and os.path.isfile(path)]
-        known = [pickle_hashing(dict(case)), self.prepared_by, [(stat.st_size, stat.st_mtime_ns) for stat in stats]]
+        changes = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        known = [pickle_hashing(dict(case)), self.prepared_by, __version__, changes]
         return self.cache_dir / f"{hashlib.sha256(repr(known).encode()).hexdigest()[:32]}.pt"
 
 

@@ -31,6 +31,7 @@ class Row:
         seconds: time that the training of all its networks took.
         cost: what ``NetworkCost`` wrote.
         dice: Dice of WT, TC, ET of each case.
+        reference: of equal time, the variant whose training lasted as long.
     """
 
     variant: str
@@ -41,6 +42,7 @@ class Row:
     seconds: float
     cost: dict[str, float]
     dice: dict[str, list[float]]
+    reference: str = ""
 
 
 class Comparison:

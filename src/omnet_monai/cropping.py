@@ -57,16 +57,12 @@ class RandCropByTaskd(Randomizable):
         margin: float = 0.0,
     ) -> None:
         self.margin = margin
-        self.set_size(spatial_size, num_samples)
-        self.tasks = [TASKS.index(task) for task in tasks_named(tasks)]
-        self.image_key = image_key
-        self.label_key = label_key
-
-    def set_size(self, spatial_size: Sequence[int], num_samples: int | Sequence[int]) -> None:
-        """Cut patches of another size, in voxels, or another number of them, from now on."""
         self.spatial_size = tuple(map(int, spatial_size))
         self.num_samples = ensure_tuple_rep(num_samples, len(TASKS))
         self.pad = SpatialPad(self.spatial_size, method="end")
+        self.tasks = [TASKS.index(task) for task in tasks_named(tasks)]
+        self.image_key = image_key
+        self.label_key = label_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         """Cut the patches of one case."""

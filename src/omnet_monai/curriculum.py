@@ -39,7 +39,7 @@ class Curriculum:
         staged: whether the run goes through the stages; a run that nobody says this of was given its weights.
 
     Raises:
-        ValueError: for milestones that are not two ascending fractions, and for unknown tasks.
+        ValueError: for milestones that are not two ascending fractions, a patience below 1, and for unknown tasks.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class Curriculum:
     ) -> None:
         if milestones is not None and (len(milestones) != 2 or not 0 <= milestones[0] <= milestones[1] <= 1):
             raise ValueError(f"milestones must be two ascending fractions in [0, 1], got {milestones}")
+        if patience is not None and patience < 1:
+            raise ValueError(f"patience must be at least one epoch, got {patience}")
         self.tasks = tasks_named(tasks)
         self.milestones = milestones
         self.patience = patience

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +16,8 @@ __all__ = ["OMNetLoss"]
 
 class OMNetLoss(nn.Module):
     """
-    Sum of the active tasks' softmax cross entropies, each a mean over all voxels of the patches that count for it.
+    Sum of the active tasks' softmax cross entropies, each a mean over all voxels of the patches that count for it; of
+    several processes, the mean of what they return is that over the patches of all of them.
 
     A patch counts for the task it was sampled for. Online training-data transfer (TIP 2020, section III-B) makes it
     count for a later task too: for the refined task if at least ``transfer[0]`` of its voxels are tumor, for the
@@ -62,9 +64,12 @@ class OMNetLoss(nn.Module):
                 raise ValueError(f"logits and labels must share a shape, got {scores[:, 0].shape} and {label.shape}")
             voxel_losses = F.cross_entropy(scores.float(), task.target(label), reduction="none")
             counts = self.counts_for(TASKS.index(task), label, sampled_for)
+            # Several processes average their gradients: each divides by its share of all patches that count.
+            processes = idist.get_world_size()
+            number = torch.as_tensor(idist.all_reduce(counts.sum().float())) / processes
             # Of an empty selection cross_entropy itself would be NaN.
-            losses.append((voxel_losses.flatten(1).mean(1) * counts).sum() / counts.sum().clamp(min=1))
-            trained.append(counts.any())
+            losses.append((voxel_losses.flatten(1).mean(1) * counts).sum() / number.clamp(min=1 / processes))
+            trained.append(number > 0)
         self.task_losses = torch.stack(losses).detach().where(torch.stack(trained), torch.nan)
         return torch.stack(losses).sum()
 

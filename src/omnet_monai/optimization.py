@@ -79,7 +79,8 @@ class RepeatedWarmupCosine(WarmupCosineSchedule):
 class CorrectedBatchNorm:
     """
     Average the statistics of batch normalization as Caffe does: keep ``decay`` of them at each step, and correct for
-    the start. At step t that is torch's update with momentum ``(1 - decay) / (1 - decay**t)``: 1 at the first step.
+    the start. At a layer's step t that is torch's update with momentum ``(1 - decay) / (1 - decay**t)``: 1 at its
+    first, which is not the run's for a head that joins later.
 
     Args:
         network: the network to train.
@@ -97,4 +98,5 @@ class CorrectedBatchNorm:
     def __call__(self, engine: Engine) -> None:
         """Set the momentum of the coming step."""
         for norm in self.norms:
-            norm.momentum = (1 - self.decay) / (1 - self.decay**engine.state.iteration)
+            step = int(norm.num_batches_tracked) + 1
+            norm.momentum = (1 - self.decay) / (1 - self.decay**step)

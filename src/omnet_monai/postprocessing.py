@@ -19,6 +19,7 @@ __all__ = [
     "RefineRegionsd",
     "RelabelSmallEnhancingd",
     "RemoveSmallClustersd",
+    "RemoveUnsureClustersd",
     "remove_small_clusters",
 ]
 
@@ -52,15 +53,13 @@ class RefineRegionsd(MapTransform):
         raise NotImplementedError
 
 
-class RemoveSmallClustersd(RefineRegionsd):
+class RemoveUnsureClustersd(RefineRegionsd):
     """
-    Clear the region probabilities of small and of unsure clusters of tumor, as :func:`remove_small_clusters` does:
-    scattered false tumor far from the lesion.
+    Clear the region probabilities of 26-connected clusters of tumor that are certain nowhere (ours). A low threshold
+    finds the whole of a lesion, and takes doubtful cortex for tumor; two thresholds of that kind are called hysteresis.
 
     Args:
-        keys: keys of the region probabilities WT, TC, ET, ``(3, *spatial)``; a ``MetaTensor`` tells its voxels' size.
-        max_volume: clusters of at least this volume in mm3 stay; 0 keeps clusters of any size.
-        max_share: so do clusters of at least this share of the largest one's volume, in [0, 1].
+        keys: keys of the region probabilities WT, TC, ET, shape ``(3, *spatial)``.
         min_peak: clusters in which the probability of WT is nowhere above this go, whatever their size; in [0, 1).
         threshold: tumor is where the probability of WT exceeds this.
 
@@ -68,24 +67,46 @@ class RemoveSmallClustersd(RefineRegionsd):
         ValueError: if ``min_peak`` is not in [0, 1).
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        max_volume: float = 2000.0,
-        max_share: float = 0.1,
-        min_peak: float = 0.0,
-        threshold: float = 0.5,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, min_peak: float = 0.0, threshold: float = 0.5) -> None:
         super().__init__(keys, threshold)
         if not 0 <= min_peak < 1:
             raise ValueError(f"min_peak must be in [0, 1), got {min_peak}")
-        self.max_volume = max_volume
-        self.max_share = max_share
         self.min_peak = min_peak
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
-        """Clear the clusters."""
-        return remove_small_clusters(probs, self.max_volume / voxel, self.max_share, self.min_peak, self.threshold)
+        """Clear the unsure clusters."""
+        values = probs[_WHOLE].cpu().numpy()
+        whole = values > self.threshold
+        clusters, number = _clusters(whole)
+        peaks = np.zeros(number + 1, values.dtype)
+        np.maximum.at(peaks, clusters[whole], values[whole])
+        unsure = peaks <= self.min_peak
+        unsure[0] = False  # background stays as it is
+        return _cleared(probs, clusters, unsure)
+
+
+class RemoveSmallClustersd(RefineRegionsd):
+    """
+    Clear the region probabilities of small clusters of tumor: scattered false tumor far from the lesion. The limit
+    depends on the largest cluster, which MONAI's ``RemoveSmallObjects`` does not know.
+
+    Args:
+        keys: keys of the region probabilities WT, TC, ET, ``(3, *spatial)``; a ``MetaTensor`` tells its voxels' size.
+        max_volume: clusters of at least this volume in mm3 stay; 0 keeps every cluster.
+        max_share: so do clusters of at least this share of the largest one's volume, in [0, 1].
+        threshold: tumor is where the probability of WT exceeds this.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, max_volume: float = 2000.0, max_share: float = 0.1, threshold: float = 0.5
+    ) -> None:
+        super().__init__(keys, threshold)
+        self.max_volume = max_volume
+        self.max_share = max_share
+
+    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
+        """Clear the small clusters."""
+        return remove_small_clusters(probs, self.max_volume / voxel, self.max_share, self.threshold)
 
 
 class FillCoreHolesd(RefineRegionsd):
@@ -139,37 +160,34 @@ class RelabelSmallEnhancingd(RefineRegionsd):
 
 
 def remove_small_clusters(
-    probs: torch.Tensor, max_size: float, max_share: float = 0.1, min_peak: float = 0.0, threshold: float = 0.5
+    probs: torch.Tensor, max_size: float, max_share: float = 0.1, threshold: float = 0.5
 ) -> torch.Tensor:
     """
-    Set all probabilities to 0 in each 26-connected cluster of WT whose highest probability is not above ``min_peak``,
-    and of the others in those that are smaller than ``max_size`` and smaller than ``max_share`` of the largest.
-
-    The second rule is the papers', reconstructed; MONAI's ``RemoveSmallObjects`` knows no share. The first is ours: a
-    low threshold finds the whole of a lesion that is certain somewhere, and takes doubtful cortex for tumor that is
-    certain nowhere. Two thresholds of that kind are known as hysteresis.
+    Set all probabilities to 0 in each 26-connected cluster of WT that is smaller than ``max_size`` and smaller than
+    ``max_share`` of the largest cluster.
 
     Args:
         probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
         max_size: clusters of at least so many voxels stay.
         max_share: so do clusters of at least this share of the largest one's voxels.
-        min_peak: clusters with a WT probability above this stay, if they are large enough.
         threshold: WT is where its probability exceeds this.
 
     Returns:
         Probabilities, shape ``(3, *spatial)``; the given tensor itself is left as it was.
     """
-    values = probs[_WHOLE].cpu().numpy()
-    whole = values > threshold
-    clusters, number = ndimage.label(whole, np.ones([3] * whole.ndim))
-    sizes, peaks = np.bincount(clusters.ravel(), minlength=number + 1), np.zeros(number + 1, values.dtype)
-    np.maximum.at(peaks, clusters[whole], values[whole])
-    sure = peaks > min_peak  # not the background, of peak 0
-    kept = sure & (sizes >= min(max_size, max_share * sizes[sure].max(initial=0)))
-    if kept.sum() == number:
-        return probs
-    kept[0] = True  # stays as it is
-    return probs.masked_fill(torch.as_tensor(~kept[clusters], device=probs.device), 0)
+    clusters, number = _clusters((probs[_WHOLE] > threshold).cpu().numpy())
+    sizes = np.bincount(clusters.ravel(), minlength=number + 1)
+    sizes[0] = sizes[1:].max(initial=0)  # background stays as it is
+    return _cleared(probs, clusters, sizes < min(max_size, max_share * sizes[0]))
+
+
+def _clusters(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    return ndimage.label(mask, np.ones([3] * mask.ndim))
+
+
+def _cleared(probs: torch.Tensor, clusters: np.ndarray, gone: np.ndarray) -> torch.Tensor:
+    """Set the probabilities to 0 in the clusters that are to go; without any, return what was given."""
+    return probs.masked_fill(torch.as_tensor(gone[clusters], device=probs.device), 0) if gone.any() else probs
 
 
 def _enclosed_in_a_plane(mask: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ class ModelCascade(nn.Module):
         dilation: number of voxels, along each axis, by which a region grows before it limits the next network.
         skip: run a later network only on the windows of a batch in which its region was found. The result is the same
             up to rounding; the paper counts every network on every window.
-        threshold: a region is where its probability exceeds this.
+        thresholds: WT, TC and ET are where their probabilities exceed these.
         tasks: names of the tasks, ``None`` for all three.
         spatial_dims: number of spatial dimensions, 2 or 3.
         network: further arguments of each :class:`OMNet`.
@@ -42,7 +42,7 @@ class ModelCascade(nn.Module):
         self,
         dilation: int = 5,
         skip: bool = False,
-        threshold: float = 0.5,
+        thresholds: Sequence[float] = (0.5, 0.5, 0.5),
         tasks: Sequence[str] | None = None,
         spatial_dims: int = 3,
         **network: Any,
@@ -58,7 +58,7 @@ class ModelCascade(nn.Module):
         # The first region that a network gives, as all that follow, is one that its classes make up.
         self.first = [[set(REGIONS[r]) <= set(task.classes) for r in regions].index(True) for task in own]
         self.skip = skip
-        self.threshold = threshold
+        self.thresholds = thresholds
 
     def forward(self, x: torch.Tensor, num_tasks: int = 3) -> torch.Tensor:
         """
@@ -80,7 +80,7 @@ class ModelCascade(nn.Module):
                 regions = network(x)
             else:
                 inside, first = self.inside[stage], self.first[stage]
-                found = (regions[:, inside : inside + 1] > self.threshold).float()  # (B, 1, *spatial)
+                found = (regions[:, inside : inside + 1] > self.thresholds[inside]).float()  # (B, 1, *spatial)
                 for _ in range(self.dilation):
                     found = self.grow(found)
                 windows = found.flatten(1).amax(1) >= float(self.skip)  # (B,)
