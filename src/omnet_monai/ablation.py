@@ -112,18 +112,18 @@ class _Ablation:
         parser.update(self.overrides)
         self.epochs = int(parser.get_parsed_content("train#trainer#max_epochs"))
         self.steps = int(parser.get_parsed_content("steps_per_epoch"))
-        settings = {
+        self.settings = {
             "datalist_sha256": hashlib.sha256(self.datalist.read_bytes()).hexdigest(),
             "section": self.section,
             "recipe": list(self.recipe),
             "overrides": {key: str(value) for key, value in self.overrides.items()},
         }
         file = self.out / "rows.json"
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"settings": settings, "rows": []}
-        changed = [key for key in settings if content["settings"][key] != settings[key]]
+        content: dict[str, Any] = {"settings": self.settings, "rows": []}
+        content |= json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        changed = [key for key, value in self.settings.items() if content["settings"][key] != value]
         if changed:
             raise ValueError(f"{file} must be of the same settings to be continued, differs in {', '.join(changed)}")
-        self.settings = settings
         self.rows = [Row(**row) for row in content["rows"]]
         self.keep()  # the settings, before anything is trained by them
 

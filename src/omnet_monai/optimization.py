@@ -98,5 +98,5 @@ class CorrectedBatchNorm:
     def __call__(self, engine: Engine) -> None:
         """Set the momentum of the coming step."""
         for norm in self.norms:
-            step = int(norm.num_batches_tracked) + 1
+            step = int(norm.num_batches_tracked or 0) + 1
             norm.momentum = (1 - self.decay) / (1 - self.decay**step)
