@@ -4,15 +4,19 @@ Segment corrupted cases, and count how each ends, in the folder of a clone.
   python benchmarks/fuzz_segment.py CASE OUTPUT --number 200 --seed 0
 
 A case is cut to 64x64x64 voxels, spoiled in one of the ways below and segmented by a small network with random weights,
-all in one process. Each must end in a label map or in one line that says what is wrong, and leave nothing half done.
+all in one process; the first few are segmented again, each by a command of its own. Each must end in a label map or in
+one line that says what is wrong, and leave nothing half done.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import fire
 import nibabel
@@ -30,7 +34,7 @@ SIZE = 64
 FEATURES = (2, 2, 4, 4)
 
 
-def main(case: str, output: str, number: int = 200, seed: int = 0) -> None:
+def main(case: str, output: str, number: int = 200, seed: int = 0, commands: int = 10) -> None:
     """
     Spoil and segment, and fail if a case ends in another way than those allowed.
 
@@ -39,6 +43,7 @@ def main(case: str, output: str, number: int = 200, seed: int = 0) -> None:
         output: folder for everything, which must not exist.
         number: how many cases to spoil.
         seed: of what is spoiled and how.
+        commands: how many of them to segment on the command line too.
     """
     folder, rng = Path(output), np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -65,9 +70,25 @@ def main(case: str, output: str, number: int = 200, seed: int = 0) -> None:
         if label.exists() == bool(row["error"]) or "\n" in row["error"] or "Traceback" in row["error"]:
             wrong.append(f"{name} ({kind}): {row['error']}")
     wrong += [f"left behind: {path}" for path in (folder / "out").rglob(".*")]
+    wrong += [problem for name in [*rows][:commands] for problem in _on_the_command_line(name, folder, rows[name])]
     print(*(f"{count:4} {end}" for end, count in sorted(ends.items())), sep="\n")
     if wrong:
         raise SystemExit("\n".join(wrong))
+
+
+def _on_the_command_line(name: str, folder: Path, row: dict[str, Any]) -> list[str]:
+    """Segment one case by a command, and list what it does otherwise than it did among the others."""
+    alone = folder / "alone" / name
+    segment_it = [sys.executable, "-m", "omnet_monai", "segment", str(folder / "cases" / name)]
+    command = [*segment_it, "--output", str(alone), "--bundle", str(folder / "bundle")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(f"{name}: exit status {result.returncode}", *result.stderr.strip().splitlines()[-1:], sep=": ")
+    problems = {
+        f"exit status {result.returncode}": result.returncode != int(bool(row["error"])),
+        "a traceback": "Traceback" in result.stderr + result.stdout,
+        "half a result": any(alone.rglob(".*")) or (alone / f"{name}_seg.nii.gz").exists() == bool(row["error"]),
+    }
+    return [f"{name} on the command line: {problem}" for problem, found in problems.items() if found]
 
 
 def _crop(case: str) -> np.ndarray:
@@ -81,6 +102,7 @@ def _small_bundle(root: Path) -> Path:
     shutil.copytree(bundle_root() / "configs", root / "configs")
     config = json.loads((root / "configs" / "inference.json").read_text())
     config["network_def"]["features"] = FEATURES
+    config["cluster_peak"] = 0  # random weights are certain nowhere
     (root / "configs" / "inference.json").write_text(json.dumps(config))
     ModelFile(root / "models" / "model.pt", OMNet(class_counts=(4, 4, 2), features=FEATURES)).save()
     return root

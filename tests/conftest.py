@@ -73,6 +73,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inference = root / "configs" / "inference.json"
     config = json.loads(inference.read_text())
     config["network_def"]["features"] = [2, 2, 4, 4]
+    config["cluster_peak"] = 0  # random weights are certain nowhere
     inference.write_text(json.dumps(config))
     ModelFile(root / "models" / "model.pt", OMNet(class_counts=(4, 4, 2), features=(2, 2, 4, 4))).save()
     return root

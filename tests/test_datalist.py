@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from omnet_monai import __main__ as command_line
 from omnet_monai.datalist import datalist, read_cases, read_images, write_datalist
 from omnet_monai.regions import SEQUENCES
 
@@ -243,3 +244,13 @@ def test_images_to_segment_come_without_labels_and_incomplete_cases_are_warned_o
         pytest.raises(ValueError, match=r"one complete case; .*b: missing"),
     ):
         read_images(tmp_path)
+
+
+def test_a_folder_called_like_a_number_is_a_folder(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(phantoms / "phantom_000", tmp_path / "2021" / "phantom_000")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["omnet_monai", "datalist", "2021", "--folds", "1"])
+    command_line.main()
+    assert (tmp_path / "2021" / "datalist.json").is_file()

@@ -170,6 +170,15 @@ def test_cases_of_one_name_in_two_folders_are_two_patients(tmp_path: Path) -> No
     assert pairs == [("HGG_pat1", "HGG_pat1"), ("LGG_pat1", "LGG_pat1"), ("pat2", "pat2")]
 
 
+def test_a_label_map_of_the_same_name_elsewhere_makes_no_second_case(tmp_path: Path) -> None:
+    touch(tmp_path, [f"HGG/p1/p1_{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")])
+    touch(tmp_path, ["segmented/p1_seg.nii.gz"])
+    (case,), messages = find_cases(tmp_path)
+    assert (case["case"], case["patient"]) == ("p1", "p1")
+    assert case["label"] == str(tmp_path / "HGG" / "p1" / "p1_seg.nii.gz")
+    assert len(messages) == 1
+
+
 def test_all_scans_of_a_patient_stay_together_where_one_of_them_shares_its_name(tmp_path: Path) -> None:
     for case in ("a/P-00001-000", "b/P-00001-000", "a/P-00001-001", "b/P-00002-000"):
         touch(tmp_path, [f"{case}/{file.split('/')[1].replace('pat1', case[2:])}" for file in FILES["2023"]])

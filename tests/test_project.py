@@ -23,7 +23,7 @@ LAYERS = (
     " uncertainty summary augmentation caching lesions",
     "networks.nets networks.cascade networks curriculum weights checkpoint",
     "report results pictures page scoring tracking cost demo variants comparison ablation packaging export zoo machine"
-    " rivals timing benchmark segmentation overview segment __main__",
+    " rivals timing benchmark segmentation overview outputs segment __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]
 FILES = sorted(PACKAGE.rglob("*.py"))

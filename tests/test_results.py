@@ -72,6 +72,7 @@ def test_a_small_volume_is_not_written_as_none_and_a_small_loss_not_as_minus_not
     ]
     assert digits("dice_WT", -0.0001) == "0.000"
     assert digits("hd95_WT", -0.04) == "0.0"
+    assert [digits("false_ml_ET", value) for value in (0.04, 1.26, -0.04)] == ["0.040", "1.3", "0.0"]
 
 
 def test_the_csv_has_a_row_per_case_and_reads_back_without_those_that_failed(tmp_path: Path) -> None:

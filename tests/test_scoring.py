@@ -195,3 +195,30 @@ def test_a_second_scoring_lists_differences_to_the_first(phantoms: Path, predict
     differences = json.loads((tmp_path / "second" / "scores.json").read_text())["differences"]["summary"]
     assert differences["dice_WT"] == {"mean": -1.0, "standard_error": 0.0}
     assert differences["specificity_WT"] == {"mean": 0.0, "standard_error": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "does not exist"), ("case,dice_WT\n", "must have a column for every metric")],
+    ids=["a slip of the keyboard", "of another version"],
+)
+def test_scores_that_cannot_be_compared_with_are_refused_before_anything_is_scored(
+    phantoms: Path, predictions: Path, tmp_path: Path, content: str | None, message: str
+) -> None:
+    other = tmp_path / "other.csv"
+    if content is not None:
+        other.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        score(str(predictions), str(phantoms / "datalist.json"), "training", compare_to=str(other))
+    assert not (predictions / "pictures").exists()
+
+
+def test_a_label_map_with_a_broken_header_is_an_error_of_its_own(phantoms: Path, predictions: Path) -> None:
+    found = predictions / f"{first(phantoms)['case']}_seg.nii.gz"
+    file = found.with_suffix("")
+    nib.save(nib.load(found), file)
+    found.unlink()
+    content = bytearray(file.read_bytes())
+    content[70:72] = (99).to_bytes(2, "little")  # a code of no data type
+    file.write_bytes(bytes(content))
+    assert "file must be readable, got HeaderDataError" in error_of(phantoms, predictions)

@@ -145,6 +145,40 @@ def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_case(
     assert not (segmented / "probabilities").exists()
 
 
+def test_cases_whose_names_hold_dots_have_a_label_map_each(small_bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    for name, source in (("1.3.6.1", "phantom_000"), ("1.3.6.2", "phantom_001")):
+        (tmp_path / "cases" / name).mkdir(parents=True)
+        for sequence in NAMES:
+            file = phantoms / source / f"{source}_{sequence}.nii.gz"
+            (tmp_path / "cases" / name / f"{name}_{sequence}.nii.gz").write_bytes(file.read_bytes())
+    rows = run(small_bundle, tmp_path / "cases", output=tmp_path / "out")
+    assert list(rows) == ["1.3.6.1", "1.3.6.2"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [f"{name}_seg.nii.gz" for name in rows]
+    assert [rows[name]["error"] for name in rows] == ["", ""]
+
+
+def test_what_segment_did_not_write_is_not_replaced(small_bundle: Path, phantoms: Path, tmp_path: Path) -> None:
+    case = tmp_path / "phantom_000"
+    shutil.copytree(phantoms / "phantom_000", case)
+    truth = case / "phantom_000_seg.nii.gz"
+    before = truth.read_bytes()
+    with pytest.raises(ValueError, match=r"phantom_000_seg\.nii\.gz must not be replaced, as segment did not write it"):
+        segment(str(case), output=str(case), bundle=str(small_bundle))
+    assert truth.read_bytes() == before
+    assert sorted(path.name for path in case.iterdir()) == sorted(p.name for p in (phantoms / case.name).iterdir())
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": []}))
+    with pytest.raises(ValueError, match=r"datalist\.json must not be replaced, as segment did not write it"):
+        segment(str(case), output=str(tmp_path), bundle=str(small_bundle))
+    assert json.loads((tmp_path / "datalist.json").read_text()) == {"training": []}
+
+
+@pytest.mark.parametrize("name", ["datalist", "output_dir", "num_workers", "dataset_dir"])
+def test_what_segment_sets_itself_is_refused(small_bundle: Path, phantoms: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="are segment's own: name CASES, --output and --workers instead"):
+        segment(str(phantoms), output=str(tmp_path / "out"), bundle=str(small_bundle), **{name: "x"})
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_48_orders_of_axes_and_zeros_around_give_the_same_label_map(phantoms: Path, tmp_path: Path) -> None:
     parser = inference_config(BUNDLE, {"cluster_volume": 0})
     prepare, finish = parser.get_parsed_content("preprocessing"), parser.get_parsed_content("postprocessing")
@@ -249,6 +283,23 @@ def test_a_run_is_taken_up_where_it_ended_and_its_table_is_of_all_cases(
     assert (tmp_path / "phantom_000_seg.nii.gz").stat().st_mtime_ns == first
     run(small_bundle, *two, output=tmp_path, resume=True, scheme="brats2017")  # other settings: nothing is kept
     assert (tmp_path / "phantom_000_seg.nii.gz").stat().st_mtime_ns > first
+
+
+def test_another_order_or_a_changed_file_is_segmented_anew(
+    phantoms: Path, small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = one_file(phantoms, tmp_path / "stacked.nii.gz", (3, 0, 1, 2))
+
+    def segmented_cases(order: str) -> int:
+        capsys.readouterr()
+        run(small_bundle, file, output=tmp_path / "out", order=order, resume=True)
+        return sum(line.startswith("[") for line in capsys.readouterr().out.splitlines())
+
+    assert segmented_cases("t1,t1c,t2,flair") == 1
+    assert segmented_cases("t1,t1c,t2,flair") == 0
+    assert segmented_cases("flair,t1,t1c,t2") == 1
+    os.utime(file, (0, 0))
+    assert segmented_cases("flair,t1,t1c,t2") == 1
 
 
 def test_an_interrupt_leaves_no_half_written_file_and_a_table_of_what_is_done(

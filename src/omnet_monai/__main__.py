@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from inspect import signature
 
 import fire
+from fire.decorators import SetParseFns
 
 from omnet_monai.ablation import ablate
 from omnet_monai.benchmark import benchmark
@@ -31,12 +34,19 @@ def phantom(
     print(f"{len(read_cases(path))} training, {len(read_cases(path, 'test'))} test: {path}")
 
 
+def _keeping_texts(verb: Callable[..., None]) -> Callable[..., None]:
+    """Let arguments that are text stay as they are typed: Fire would read a folder called 2024 as a number."""
+    parameters = signature(verb).parameters.values()
+    texts = [p.name for p in parameters if p.annotation in ("str", "str | None") and p.kind is not p.VAR_POSITIONAL]
+    return SetParseFns(**dict.fromkeys(texts, lambda text: None if text == "None" else text))(verb)
+
+
 def main() -> None:
     """Run one verb; an error of the user's is one line on stderr and exit status 1."""
     try:
         verbs = (ablate, benchmark, check, datalist, demo, export, package, phantom, score, segment)
-        fire.Fire({verb.__name__: verb for verb in verbs}, name="python -m omnet_monai")
-    except (ImportError, ValueError, OSError) as error:
+        fire.Fire({verb.__name__: _keeping_texts(verb) for verb in verbs}, name="python -m omnet_monai")
+    except (ImportError, ValueError, TypeError, OSError) as error:
         if os.environ.get("OMNET_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)

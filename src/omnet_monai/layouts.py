@@ -134,7 +134,9 @@ def find_cases(
     groups = _groups(Path(root, name) for root, _, names in os.walk(directory, followlinks=True) for name in names)
     if not groups:
         raise ValueError(f"{directory} must hold cases of a known layout: {'; '.join(LAYOUTS)}; found none")
-    folders = Counter(case for case, _ in {(group.case, group.folder) for group in groups})
+    # A label map elsewhere, such as segment's own below the cases, makes no second case of its name.
+    imaged = [group for group, files in groups.items() if set(files) != {"label"}]
+    folders = Counter(case for case, _ in {(group.case, group.folder) for group in imaged})
     patients = {_patient(group) for group in groups if folders[group.case] > 1}
     cases, messages = [], []
     for group, files in groups.items():

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from omnet_monai.page import picture_of, write_html
+from omnet_monai.results import milliliters
 from omnet_monai.segmentation import NOTICE, CaseRecord
 
 __all__ = ["write_overview"]
@@ -30,7 +31,7 @@ LEGEND = (
     " and ET. ET is the enhancing tumor. Uncertainty: 0 is sure, 1 is not at all. The patient's right is on the left."
 )
 
-DIGITS = {"ml": 1, "lesions": 0, "diameter": 1, "uncertainty": 2}
+DIGITS = {"lesions": 0, "diameter": 1, "uncertainty": 2}
 
 
 def write_overview(path: Path, records: Sequence[CaseRecord], pictures: Path, limit: int = 100) -> None:
@@ -61,10 +62,15 @@ def write_overview(path: Path, records: Sequence[CaseRecord], pictures: Path, li
 
 def _row(number: int, record: CaseRecord) -> str:
     name = f'<a href="#case{number}">{escape(record.case)}</a>'
-    cells = [f"{record.measures[column]:.{DIGITS[column.split('_')[0]]}f}" for column in SHOWN]
+    cells = [_cell(column, record.measures[column]) for column in SHOWN]
     kinds = ", ".join(sorted({text.split(":")[0] for text in record.warnings}))
     mark = ' class="fair"' if record.warnings else ""
     return f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in (name, *cells, escape(kinds)))}</tr>"
+
+
+def _cell(column: str, value: float) -> str:
+    kind = column.split("_")[0]
+    return milliliters(value) if kind == "ml" else f"{value:.{DIGITS[kind]}f}"
 
 
 def _section(number: int, record: CaseRecord, pictures: Path | None) -> str:

@@ -91,7 +91,7 @@ def _version(root: Path) -> str:
 
 
 def _check_replaceable(target: Path) -> None:
-    """Refuse to replace what holds anything that packaging does not write: someone's runs, results or other weights."""
+    """Refuse to replace what holds anything beside the folders that packaging writes: someone's runs, other weights."""
     if not target.exists():
         return
     entries = {entry.name for entry in target.iterdir()} if target.is_dir() else set()

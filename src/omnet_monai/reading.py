@@ -9,12 +9,13 @@ import numpy as np
 from monai.data import ITKReader, NibabelReader
 from monai.utils import optional_import
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from omnet_monai.layouts import EXTENSIONS, stem
 
 __all__ = ["file_error", "read_file"]
 
-UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, ImageFileError)
+UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, ImageFileError, HeaderDataError)
 
 
 def read_file(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:

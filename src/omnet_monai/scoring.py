@@ -24,7 +24,7 @@ from omnet_monai.metrics import score_regions
 from omnet_monai.page import write_page
 from omnet_monai.pictures import save_overlay
 from omnet_monai.regions import REGIONS, SCHEMES, regions_from_classes
-from omnet_monai.results import CaseScore, Results
+from omnet_monai.results import CaseScore, Results, read_scores
 
 __all__ = ["EvaluationReport", "find_prediction", "score", "score_case"]
 
@@ -56,6 +56,7 @@ class EvaluationReport:
         self.cases = cases
         self.output_dir = Path(output_dir)
         self.compare_to = compare_to
+        _check_comparison(compare_to, cases)
         self.pictures = self.output_dir / "pictures" if pictures else None
         self.failed: list[str] = []
 
@@ -116,6 +117,7 @@ def score(
         raise ValueError(f"label scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
     folder = Path(output or predictions)
     cases = read_scored_cases(datalist, section, fold)
+    _check_comparison(compare_to, cases)
     results = Results([score_case(case, Path(predictions), folder / "pictures", scheme) for case in cases], compare_to)
     _write(results, folder, folder / "pictures")
     print(results.text())
@@ -169,6 +171,13 @@ def find_prediction(folder: Path, case: str) -> Path:
             f"case {case}: {folder} must hold one prediction ({allowed}), got {', '.join(found) or 'none'}"
         )
     return folder / found[0]
+
+
+def _check_comparison(compare_to: str | Path | None, cases: Sequence[dict[str, Any]]) -> None:
+    """Read the scores to compare with before hours are spent: a wrong path is an error then."""
+    names = {case["case"] for case in cases if "case" in case}
+    if compare_to is not None and not (read_scores(compare_to).keys() & names) and len(names) == len(cases):
+        raise ValueError(f"{compare_to} must have cases in common with what is scored, got none")
 
 
 def _values(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> dict[str, float]:

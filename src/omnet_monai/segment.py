@@ -19,10 +19,12 @@ from fire.decorators import SetParseFn
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from omnet_monai import __version__
 from omnet_monai.demo import bundle_root
 from omnet_monai.distributed import torchrun_processes
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
+from omnet_monai.outputs import clear_case, prepare_output
 from omnet_monai.overview import write_overview
 from omnet_monai.regions import SCHEMES, SEQUENCES
 from omnet_monai.report import write_csv
@@ -35,6 +37,9 @@ CONFIGS = ("inference.json", "segment.json")
 
 POSTFIXES = {"bundle": "seg", "brats": ""}
 """What each ``--naming`` appends to a case's name."""
+
+MANAGED = ("datalist", "dataset", "dataset_dir", "records", "output_dir", "num_workers")
+"""Ids of the configs that segment sets by itself."""
 
 FLIPS = {"flips": [0, 1, 2]}
 PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.0}, "accurate": {"overlap": 0.5, **FLIPS}}
@@ -117,7 +122,7 @@ def segment(
     failed: list[str] = []
     with torchrun_processes() as first:
         if first:
-            _prepare(out, found, settings | _weights(root, overrides), resume)
+            prepare_output(out, found, settings | _versions(root, overrides), resume)
             print(NOTICE)
         idist.barrier()
         try:
@@ -140,12 +145,17 @@ def _check_ids(root: Path, overrides: dict[str, Any]) -> None:
     unknown = [name for name in overrides if name.replace("::", "#").split("#")[0] not in parser]
     if unknown:
         raise ValueError(f"options must be those of segment or ids of {', '.join(CONFIGS)}, got {', '.join(unknown)}")
+    managed = [name for name in overrides if name in MANAGED]
+    if managed:
+        raise ValueError(f"{', '.join(MANAGED)} are segment's own: name CASES, --output and --workers instead")
 
 
-def _weights(root: Path, overrides: dict[str, Any]) -> dict[str, str]:
-    """Return the checksum of the weights, where they are in a file: results of others are not taken up."""
+def _versions(root: Path, overrides: dict[str, Any]) -> dict[str, str]:
+    """Tell code, configs and weights apart, these where they are in a file: results of others are not taken up."""
+    configs = b"".join((root / "configs" / name).read_bytes() for name in CONFIGS)
+    versions = {"version": __version__, "configs_sha256": hashlib.sha256(configs).hexdigest()}
     path = Path(overrides.get("checkpoint_path", root / "models" / "model.pt"))
-    return {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+    return versions | ({"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {})
 
 
 def _preset(fast: bool, accurate: bool) -> dict[str, Any]:
@@ -172,33 +182,6 @@ def _device(name: str | None) -> dict[str, str]:
     return {"device": f"$torch.device({name!r})"}
 
 
-def _prepare(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any], resume: bool) -> None:
-    """Clear the output of the cases that are not finished, and write their datalist."""
-    settings = json.loads(json.dumps(settings))
-    left = []
-    for case in cases:
-        record, label_map = out / "records" / f"{case['case']}.json", _label_map(out, case["case"], settings)
-        earlier = read_record(record) if resume and label_map.is_file() else None
-        if earlier is None or earlier.error or (earlier.image, earlier.settings) != (case["image"], settings):
-            record.unlink(missing_ok=True)
-            _clear(out, case["case"], settings)
-            left.append(case)
-    content = {"name": out.name, "description": NOTICE, "settings": settings, "test": left}
-    with whole_file(out / "datalist.json") as part:
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _clear(out: Path, case: str, settings: dict[str, Any]) -> None:
-    """Leave nothing of a case that is not whole."""
-    maps = [out / kind / f"{case}_{kind}.nii.gz" for kind in ("probabilities", "uncertainty")]
-    for path in (_label_map(out, case, settings), out / "pictures" / f"{case}.png", *maps):
-        path.unlink(missing_ok=True)
-
-
-def _label_map(out: Path, case: str, settings: dict[str, Any]) -> Path:
-    return out / f"{'_'.join(filter(None, [case, settings['output_postfix']]))}.nii.gz"
-
-
 def _run_all(root: Path, out: Path, overrides: dict[str, Any]) -> None:
     """Run the inference workflow; when a case makes it fail, record that and run it again on those behind."""
     files = [str(root / "configs" / name) for name in CONFIGS]
@@ -213,7 +196,7 @@ def _run_all(root: Path, out: Path, overrides: dict[str, Any]) -> None:
             if case is None:
                 raise first_cause(error) from error
             records.fail(case, error)
-            _clear(out, case["case"], records.settings)
+            clear_case(out, case["case"], records.settings)
 
 
 @contextmanager

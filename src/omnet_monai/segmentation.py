@@ -24,7 +24,7 @@ from omnet_monai.results import milliliters
 from omnet_monai.sampling import ReadableCases, first_cause
 from omnet_monai.uncertainty import region_uncertainty
 
-__all__ = ["COLUMNS", "NOTICE", "CaseRecord", "RecordHandler", "RecordedCases", "Records", "read_record"]
+__all__ = ["COLUMNS", "NOTICE", "CaseRecord", "RecordHandler", "RecordedCases", "Records", "read_record", "state_of"]
 
 NOTICE = (
     "Research use only, not a medical device. The weights of the bundle are for non-commercial research only, by the"
@@ -76,6 +76,13 @@ def read_record(path: Path) -> CaseRecord | None:
         return None
 
 
+def state_of(case: dict[str, Any]) -> dict[str, Any]:
+    """Tell the order of a case's channels, if it was stated, and the size and time of change of each of its files."""
+    files = [Path(file) for file in (case["image"] if isinstance(case["image"], list) else [case["image"]]) if file]
+    stats = [file.stat() for file in files if file.exists()]
+    return {"order": case.get("order"), "files": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
+
+
 class Records:
     """
     The cases of a datalist's section "test", and beside it the folder ``records`` with a file for each that is done.
@@ -113,7 +120,7 @@ class Records:
 
     def write(self, case: dict[str, Any], **fields: Any) -> None:
         """Write the record of a case whole or not at all, and print a line about it and the time that is left."""
-        record = CaseRecord(case["case"], case["image"], settings=self.settings, **fields)
+        record = CaseRecord(case["case"], case["image"], settings=self.settings | state_of(case), **fields)
         with whole_file(self.path(record.case)) as part:
             part.write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         done, total = self._done(), len(self.cases)

@@ -181,4 +181,4 @@ def nonzero(image: torch.Tensor) -> torch.Tensor:
 
 def case_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
     """Name saved files after their case instead of after its first sequence: the formatter for ``SaveImaged``."""
-    return {"subject": meta["case"], "idx": None}
+    return {"subject": f"{meta['case']}.nii", "idx": None}  # MONAI takes off what follows the last dot
