@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from omnet_monai.benchmark import benchmark
+from omnet_monai.demo import bundle_root, inference_config
 from omnet_monai.inferers import AutocastInferer
 from omnet_monai.machine import convolution_seconds, machine_rates
 from omnet_monai.networks import OMNet
 from omnet_monai.rivals import own_paths, rivals
+from omnet_monai.timing import Volume
 
 
 def test_a_convolution_costs_two_operations_per_weight_and_output_voxel() -> None:
@@ -103,6 +107,23 @@ def test_stages_add_up_to_the_whole_case(measured: Path) -> None:
     assert sum(stages[part] for part in parts) == pytest.approx(stages["whole case"])
     assert stages["network"] + stages["blend"] == pytest.approx(stages["inference"])
     assert 0 < stages["network"] < stages["inference"]
+
+
+def test_the_whole_volume_is_that_of_a_turned_and_thick_case_too(phantoms: Path, tmp_path: Path) -> None:
+    # Slices of 3 mm along an axis that is not the third, as some scanners store them.
+    files = [phantoms / "phantom_000" / f"phantom_000_{name}.nii.gz" for name in ("t1", "t1ce", "t2", "flair")]
+    for file in files:
+        image = nibabel.load(file)
+        thick = nibabel.Nifti1Image(np.asarray(image.dataobj)[:, :, ::3], image.affine @ np.diag([1, 1, 3, 1]))
+        nibabel.save(thick.as_reoriented(np.array([[2, -1], [0, 1], [1, 1]])), tmp_path / file.name)
+    parser = inference_config(bundle_root(), {})
+    volume = Volume({"case": "p", "image": [str(tmp_path / file.name) for file in files]}, parser, torch.device("cpu"))
+    left, thick_slices, back = volume.native[2], volume.native[1], volume.native[0]
+    assert volume.whole[:2] == [left, back]
+    depth = 3 * thick_slices
+    assert depth - 3 <= volume.whole[2] <= depth
+    assert [box.stop - box.start for box in volume.box] == list(volume.image.shape[2:])
+    assert all(box.start >= 0 and box.stop <= side for box, side in zip(volume.box, volume.whole, strict=True))
 
 
 def test_float32_is_close_to_float64(measured: Path) -> None:

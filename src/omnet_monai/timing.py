@@ -16,7 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import SaveImaged
+from monai.transforms import CropForegroundd, SaveImaged
 from torch import nn
 
 from omnet_monai.cost import Passes
@@ -45,22 +45,28 @@ class Volume:
         self.before = list(parser.get_parsed_content("preprocessing").transforms)
         self.after = list(parser.get_parsed_content("postprocessing").transforms)
         self.saver = next(step for step in self.after if isinstance(step, SaveImaged))
-        self.data = dict(case)
+        self.data, shapes = dict(case), []
         for step in self.before:
             self.data = step(self.data)
+            shapes.append(self.data["image"].shape[1:])
         self.truth = regions_from_classes(self.data["label"].as_tensor()) if "label" in self.data else None
         self.data.pop("label", None)
         image = self.data["image"]
         self.image = image.as_tensor()[None].to(device)
         self.native = tuple(int(side) for side in image.meta["spatial_shape"])
-        start = self.data.get("foreground_start_coord", np.zeros(3, int))
-        self.box = [slice(int(a), int(a) + side) for a, side in zip(start, image.shape[1:], strict=True)]
+        # The whole volume on the prepared grid, and where in it the brain's box lies.
+        crop = next(number for number, step in enumerate(self.before) if isinstance(step, CropForegroundd))
+        scales = [side / cropped for side, cropped in zip(image.shape[1:], shapes[crop], strict=True)]
+        first = [round(int(a) * scale) for a, scale in zip(self.data["foreground_start_coord"], scales, strict=True)]
+        self.box = [slice(a, a + side) for a, side in zip(first, image.shape[1:], strict=True)]
+        uncropped = [round(side * scale) for side, scale in zip(shapes[crop - 1], scales, strict=True)]
+        self.whole = [max(side, box.stop) for side, box in zip(uncropped, self.box, strict=True)]
 
     def segment(self, rival: Rival) -> tuple[float, torch.Tensor]:
         """Return the seconds that a rival takes from the prepared image to probabilities, and its region masks."""
         image = self.image
         if rival.whole:
-            image = torch.zeros(1, image.shape[1], *self.native, device=self.device)
+            image = torch.zeros(1, image.shape[1], *self.whole, device=self.device)
             image[:, :, *self.box] = self.image
         start = time.perf_counter()
         probs = rival.inferer(image, rival.network)
