@@ -30,7 +30,7 @@ from omnet_monai.files import whole_file
 from omnet_monai.metrics import dice
 from omnet_monai.regions import REGIONS, regions_from_classes
 from omnet_monai.report import format_table
-from omnet_monai.uncertainty import region_entropy, region_uncertainty
+from omnet_monai.uncertainty import chance_of_error, region_uncertainty
 from omnet_monai.weights import load_weights
 
 SHARE = 0.05
@@ -90,12 +90,12 @@ def _measure(parser: ConfigParser, case: dict[str, Any], run: Run) -> dict[str, 
     passes = [probs[0].cpu() for probs in run(parser.get_parsed_content("inferer"), image, network)]
     took, mean = time.monotonic() - start, torch.stack(passes).mean(0)
     maps = {
-        "mean entropy": region_entropy(mean),
-        "largest entropy": _largest_entropy(mean),
-        "chance of error": _chance_of_error(mean),
+        "chance of error": chance_of_error(mean),
+        "mean entropy": _entropies(mean).mean(0, keepdim=True),
+        "largest entropy": _entropies(mean).amax(0, keepdim=True),
     }
     if len(passes) > 1:  # mutual information of probability and pass
-        maps["disagreement"] = maps["mean entropy"] - torch.stack([*map(region_entropy, passes)]).mean(0)
+        maps["disagreement"] = maps["mean entropy"] - _entropies(torch.stack(passes)).mean((0, 1))[None]
     *refine, _ = parser.get_parsed_content("postprocessing").transforms  # all but saving
     back = Invertd(["probs", "maps"], prepare, "image", nearest_interp=False)
     results = {"pred": mean, "probs": mean, "maps": torch.cat([*maps.values()])}
@@ -140,17 +140,9 @@ SETTINGS: dict[str, tuple[float, Run]] = {
 """Overlap of the windows and the passes of each setting."""
 
 
-def _largest_entropy(probs: torch.Tensor) -> torch.Tensor:
-    return torch.cat([region_entropy(prob[None]) for prob in probs]).amax(0, keepdim=True)
-
-
-def _chance_of_error(probs: torch.Tensor) -> torch.Tensor:
-    """One minus the probability of the class that a voxel is given, each region's being that inside the one before."""
-    inside, right = torch.ones_like(probs[0], dtype=torch.bool), torch.ones_like(probs[0])
-    for prob in probs:
-        right = torch.where(inside, right * torch.maximum(prob, 1 - prob), right)
-        inside = inside & (prob > 0.5)
-    return 1 - right[None]
+def _entropies(probs: torch.Tensor) -> torch.Tensor:
+    """Binary entropies of the regions in bits, of the shape of the probabilities."""
+    return (torch.special.entr(probs) + torch.special.entr(1 - probs)) / np.log(2)
 
 
 def _caught(uncertainty: torch.Tensor, wrong: torch.Tensor) -> int:

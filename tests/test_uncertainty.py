@@ -1,21 +1,22 @@
-"""Entropies and expected Dice of probabilities that are known by hand."""
+"""Chances of error and expected Dice of probabilities that are known by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from omnet_monai.uncertainty import RegionEntropyd, region_entropy, region_uncertainty
+from omnet_monai.uncertainty import ChanceOfErrord, chance_of_error, region_uncertainty
 
 
-def test_entropy_is_that_of_three_coins_in_bits() -> None:
-    # Columns: all sure; all at one half; one at one half; one quarter, whose entropy is 2 - 3/4 log2(3) = 0.8113.
-    probs = torch.tensor([[0.0, 0.5, 0.5, 0.25], [1.0, 0.5, 1.0, 0.25], [0.0, 0.5, 0.0, 0.75]])
-    expected = torch.tensor([[0.0, 1.0, 1 / 3, 0.811278]])
-    torch.testing.assert_close(region_entropy(probs), expected)
-    image = torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, -1.0, 2.0, 0.0]])  # the last voxel is background
-    data = RegionEntropyd("probs", "entropy")({"probs": probs, "image": image})
-    torch.testing.assert_close(data["entropy"], expected * torch.tensor([1, 1, 1, 0]))
+def test_the_chance_of_error_is_that_of_the_likeliest_class() -> None:
+    # Columns: sure background; toss-up with background; sure edema, whatever ET says; NCR/NET by 0.8 and 0.75 of 0.9;
+    # enhancing by 0.5 + 0.1 of each.
+    probs = torch.tensor([[0.0, 0.5, 1.0, 0.9, 0.6], [1.0, 0.5, 0.0, 0.8, 0.6], [0.0, 0.5, 0.7, 0.25, 0.6]])
+    expected = torch.tensor([[0.0, 0.5, 0.0, 1 - 0.9 * 0.8 * 0.75, 1 - 0.6**3]])
+    torch.testing.assert_close(chance_of_error(probs), expected)
+    image = torch.tensor([[1.0, 0.0, 2.0, 1.0, 0.0], [0.0, -1.0, 2.0, 0.0, 0.0]])  # the last voxel is background
+    data = ChanceOfErrord("probs", "doubt")({"probs": probs, "image": image})
+    torch.testing.assert_close(data["doubt"], expected * torch.tensor([1, 1, 1, 1, 0]))
     assert data["probs"] is probs
 
 
@@ -32,7 +33,7 @@ def test_uncertainty_is_one_minus_the_dice_expected_inside_the_region_around() -
 def test_what_is_sure_everywhere_has_no_uncertainty(value: float) -> None:
     probs = torch.full((3, 4, 4, 4), value)
     assert set(region_uncertainty(probs, probs > 0.5).values()) == {0.0}
-    assert region_entropy(probs).abs().max() == 0
+    assert chance_of_error(probs).abs().max() == 0
 
 
 def test_an_empty_region_of_hardly_any_probability_is_no_doubt() -> None:

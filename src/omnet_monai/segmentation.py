@@ -196,7 +196,7 @@ class RecordHandler:
         case = self.records.current or {}
         without = f", without {image.meta['missing']}" if image.meta["missing"] else ""
         title = f"{case['case']}{without}\n" + NOTICE.replace(". ", ".\n", 1)  # as wide as the picture
-        upright, classes, doubt = (turn(each.cpu()) for each in (image, label, output["entropy"]))
+        upright, classes, doubt = (turn(each.cpu()) for each in (image, label, output["doubt"]))
         save_segmentation(upright, classes, doubt, self.records.pictures / f"{case['case']}.png", title)
         now = time.monotonic()
         self.records.write(case, warnings=json.loads(batch["warnings"]), measures=measures, seconds=now - self.since)

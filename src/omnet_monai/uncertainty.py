@@ -1,4 +1,4 @@
-"""How sure the region probabilities are: a map of entropies, and one number for each region."""
+"""How sure the region probabilities are: a map of the chance of error, and one number for each region."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from monai.utils import ensure_tuple
 
 from omnet_monai.regions import BACKGROUND, REGIONS
 
-__all__ = ["RegionEntropyd", "region_entropy", "region_uncertainty"]
+__all__ = ["ChanceOfErrord", "chance_of_error", "region_uncertainty"]
 
 
-class RegionEntropyd(MapTransform):
+class ChanceOfErrord(MapTransform):
     """
-    Put beside region probabilities ``(3, *spatial)`` the map of their entropy ``(1, *spatial)``, 0 outside the brain.
+    Put beside region probabilities ``(3, *spatial)`` the map of their chance of error ``(1, *spatial)``, 0 outside the
+    brain.
 
     Args:
         keys: keys of the probabilities, which stay.
@@ -35,23 +36,30 @@ class RegionEntropyd(MapTransform):
         result = dict(data)
         for key, name in zip(self.key_iterator(result), self.names, strict=True):
             brain = (torch.as_tensor(result[self.image_key]) != BACKGROUND).any(0, keepdim=True)
-            result[name] = region_entropy(result[key]) * brain.to(result[key].device)
+            result[name] = chance_of_error(result[key]) * brain.to(result[key].device)
         return result
 
 
-def region_entropy(probs: torch.Tensor) -> torch.Tensor:
+def chance_of_error(probs: torch.Tensor) -> torch.Tensor:
     """
-    Average the binary entropies of the regions, voxel by voxel.
+    Tell how likely each voxel is of another class than the likeliest, by its own probabilities.
+
+    From WT to ET, each region counts inside the one around it alone: a voxel of edema is right if it is WT and not TC,
+    whatever the probability of ET says there.
 
     Args:
         probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``, averaged over what they are to be sure
             against, such as mirrored passes.
 
     Returns:
-        Entropy in bits, shape ``(1, *spatial)``: 0 where all three are 0 or 1, 1 where all three are one half.
+        Chance of error, shape ``(1, *spatial)``: 0 where each region that counts is 0 or 1, 0.5 where background is as
+        likely as tumor, at most 0.875.
     """
-    entropy = torch.special.entr(probs) + torch.special.entr(1 - probs)
-    return entropy.mean(0, keepdim=True) / torch.log(torch.tensor(2.0))
+    inside, right = torch.ones_like(probs[0], dtype=torch.bool), torch.ones_like(probs[0])
+    for prob in probs:
+        right = torch.where(inside, right * torch.maximum(prob, 1 - prob), right)
+        inside = inside & (prob > 0.5)
+    return 1 - right[None]
 
 
 def region_uncertainty(probs: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
