@@ -70,7 +70,8 @@ def main(case: str, output: str, number: int = 200, seed: int = 0, commands: int
         if label.exists() == bool(row["error"]) or "\n" in row["error"] or "Traceback" in row["error"]:
             wrong.append(f"{name} ({kind}): {row['error']}")
     wrong += [f"left behind: {path}" for path in (folder / "out").rglob(".*")]
-    wrong += [problem for name in [*rows][:commands] for problem in _on_the_command_line(name, folder, rows[name])]
+    alone = [name for name in kinds if name in rows]
+    wrong += [problem for name in alone[:commands] for problem in _on_the_command_line(name, folder, rows[name])]
     print(*(f"{count:4} {end}" for end, count in sorted(ends.items())), sep="\n")
     if wrong:
         raise SystemExit("\n".join(wrong))
