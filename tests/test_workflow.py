@@ -178,7 +178,7 @@ def test_each_refinement_changes_what_its_name_says(phantoms: Path, tmp_path: Pa
     plain = segment(weights, phantoms, tmp_path / "plain", fill_core=False)
     assert set(np.unique(plain)) == {0, 1, 2}
     # A fifth is core, more than the limit that is documented.
-    share = {"postprocessing#transforms#3#max_non_enhancing_share": 1.0}
+    share = {"postprocessing#transforms#4#max_non_enhancing_share": 1.0}
     relabeled = {"fill_core": False, "relabel_edema": True, **share}
     for name, switches in (("filled", {"fill_core": True}), ("relabeled", relabeled)):
         refined = segment(weights, phantoms, tmp_path / name, **switches)
@@ -262,7 +262,7 @@ def test_lesion_patches_are_trained_on_beside_whole_brains(
     parser = ConfigParser()
     parser.read_config(files)
     parser.update(settings | {"case_repeats": 2})
-    dataset = parser.get_parsed_content("train#dataset")
+    dataset = parser.get_parsed_content("train#patches#dataset")
     assert len(dataset) == 2 * len(read_cases(phantoms / "datalist.json", "training")) + 2  # one patient is left out
     with caplog.at_level("INFO"):
         run(config_file=files, **settings)
