@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 
 from omnet_monai import __version__
-from omnet_monai.layouts import find_case
+from omnet_monai.images import file_states
 
 __all__ = ["MappedDataset"]
 
@@ -67,12 +66,7 @@ class MappedDataset(Dataset):
         return torch.load(file, mmap=True, weights_only=True)
 
     def _file(self, case: Mapping[str, Any]) -> Path:
-        paths = [path for value in case.values() for path in (value if isinstance(value, list) else [value])]
-        if isinstance(case.get("image"), (str, os.PathLike)):  # a folder, a file with siblings, or one 4-D file
-            with suppress(ValueError):  # which the transforms tell better
-                paths += [file for files in find_case(case["image"])[1].values() for file in files]
-        stats = [os.stat(path) for path in paths if isinstance(path, (str, os.PathLike)) and os.path.isfile(path)]
-        changes = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        changes = file_states(case["image"]) + file_states([case.get("label")])
         known = [pickle_hashing(dict(case)), self.prepared_by, __version__, changes]
         return self.cache_dir / f"{hashlib.sha256(repr(known).encode()).hexdigest()[:32]}.pt"
 

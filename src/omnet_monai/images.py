@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from omnet_monai.layouts import case_name, find_case, find_cases
 from omnet_monai.regions import SEQUENCES
 
-__all__ = ["find_images"]
+__all__ = ["file_states", "find_images"]
 
 
 def find_images(
@@ -58,6 +59,16 @@ def find_images(
             raise ValueError(f"cases must have names of their own, got {case['case']} twice: {both}")
         names[case["case"]] = case["image"]
     return cases
+
+
+def file_states(image: Any) -> list[list[int]]:
+    """Return size and time of change of the files that a case's image lists or, as one path, stands for."""
+    paths = [Path(path) for path in (image if isinstance(image, list) else [image]) if path]
+    if not isinstance(image, list):
+        with suppress(ValueError):  # a folder of no case or several, which reading tells better
+            paths += [file for files in find_case(image)[1].values() for file in files]
+    stats = [path.stat() for path in paths if path.is_file()]
+    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
 
 def _cases_of(path: Path, order: Sequence[str]) -> list[dict[str, Any]]:

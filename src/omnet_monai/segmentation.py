@@ -17,6 +17,7 @@ from monai.transforms import Compose, Orientation
 from omnet_monai.checks import check_image
 from omnet_monai.datalist import read_cases
 from omnet_monai.files import whole_file
+from omnet_monai.images import file_states
 from omnet_monai.measures import MEASURES, measure
 from omnet_monai.pictures import save_segmentation
 from omnet_monai.regions import REGIONS, classes_from_codes, regions_from_classes
@@ -78,9 +79,7 @@ def read_record(path: Path) -> CaseRecord | None:
 
 def state_of(case: dict[str, Any]) -> dict[str, Any]:
     """Tell the order of a case's channels, if it was stated, and the size and time of change of each of its files."""
-    files = [Path(file) for file in (case["image"] if isinstance(case["image"], list) else [case["image"]]) if file]
-    stats = [file.stat() for file in files if file.exists()]
-    return {"order": case.get("order"), "files": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
+    return {"order": case.get("order"), "files": file_states(case["image"])}
 
 
 class Records:
