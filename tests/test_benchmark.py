@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -123,6 +124,13 @@ def test_the_whole_volume_is_that_of_a_turned_and_thick_case_too(phantoms: Path,
     depth = 3 * thick_slices
     assert depth - 3 <= volume.whole[2] <= depth
     assert [box.stop - box.start for box in volume.box] == list(volume.image.shape[2:])
+    shapes = []
+    rival = SimpleNamespace(
+        whole=True, network=None, inferer=lambda image, _: shapes.append(image.shape) or image[:, :3]
+    )
+    _, masks = volume.segment(rival)
+    assert list(shapes[0][2:]) == volume.whole
+    assert masks.shape[1:] == volume.native
     assert all(box.start >= 0 and box.stop <= side for box, side in zip(volume.box, volume.whole, strict=True))
 
 

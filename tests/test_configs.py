@@ -310,3 +310,4 @@ def test_another_recipe_is_another_run(phantoms: Path, files: list[str], setting
 
     assert identity([], {}) == identity([], {})
     assert identity(files, settings) != identity([], {})
+    assert not settings or identity(files, settings) != identity(files, {})
