@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from omnet_monai import ablation
+from omnet_monai import ablation, budget
 from omnet_monai.ablation import ablate
 from omnet_monai.checkpoint import RunCheckpoint
 from omnet_monai.variants import VARIANTS
@@ -34,7 +34,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         recorded.append(kwargs)
         run(**kwargs)
 
-    monkeypatch.setattr(ablation, "run", record)
+    for module in (ablation, budget):
+        monkeypatch.setattr(module, "run", record)
     return recorded
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser, run
 
+from omnet_monai.budget import train_once
 from omnet_monai.comparison import Comparison, Row
 from omnet_monai.cost import machine
 from omnet_monai.datalist import read_cases, read_scored_cases
@@ -172,18 +171,8 @@ class _Ablation:
         """Train one network unless that is done, and return its folder and the seconds that it took."""
         place = "all" if fold is None else f"without_fold{fold}"
         folder = self.out / "networks" / f"{network}-{place}-seed{seed}-{epochs}epochs"
-        record = folder / "trained.json"
-        if not record.is_file():
-            done = _epochs_done(folder / "run" / "checkpoint.pt")
-            start = _clock()
-            settings = self.common(fold, seed) | {"ckpt_dir": str(folder), "run_dir": str(folder / "run")}
-            settings |= {"train#trainer#max_epochs": epochs, "val_interval": epochs + 1}
-            run(config_file=self.configs("train.json", *self.recipe, *NETWORKS[network]), **settings)
-            # Of an interrupted training the last part is known; the rest is taken to have been as fast.
-            seconds = (_clock() - start) * epochs / (epochs - done % epochs)
-            with whole_file(record) as part:
-                part.write_text(json.dumps({"seconds": seconds}) + "\n", encoding="utf-8")
-        return folder, json.loads(record.read_text(encoding="utf-8"))["seconds"]
+        files = self.configs("train.json", *self.recipe, *NETWORKS[network])
+        return folder, train_once(folder, epochs, files, self.common(fold, seed))
 
     def write_table(self, runs: Sequence[tuple[str, str, int | None, int]], reference: str) -> str:
         """Write the table of those runs that are there, and return it."""
@@ -239,12 +228,3 @@ def _listed(value: Any) -> list[Any]:
     if isinstance(value, str):
         return [name.strip() for name in value.split(",") if name.strip()]
     return list(value) if isinstance(value, Sequence) else [value]
-
-
-def _clock() -> float:
-    # Without a GPU the time that this process computed: other programs on the machine must not change a budget.
-    return time.monotonic() if torch.cuda.is_available() else time.process_time()
-
-
-def _epochs_done(checkpoint: Path) -> int:
-    return torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] if checkpoint.is_file() else 0

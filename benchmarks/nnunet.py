@@ -1,0 +1,169 @@
+"""nnU-Net v2 as an entrant of race.py: its own plan, trainer and prediction, for a given time."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.utils import optional_import
+
+from omnet_monai.budget import clock
+from omnet_monai.datalist import read_cases, read_scored_cases
+from omnet_monai.inferers import default_device, has_bfloat16
+from omnet_monai.loading import LoadCased
+from omnet_monai.scoring import score
+
+DATASET = "Dataset001_BrainTumor"
+
+DESCRIPTION = {
+    "channel_names": {"0": "T1", "1": "T1c", "2": "T2", "3": "FLAIR"},
+    # Regions, as nnU-Net trains BraTS: of a voxel in several of them, the last one's code is written.
+    "labels": {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [1, 3], "enhancing tumor": [3]},
+    "regions_class_order": [2, 1, 3],
+    "file_ending": ".nii",
+}
+
+
+def require() -> None:
+    """
+    Raises:
+        ValueError: if nnU-Net is not installed.
+    """
+    if not optional_import("nnunetv2")[1]:
+        raise ValueError("the entrant nnunet needs nnU-Net v2: pip install nnunetv2")
+
+
+def race(
+    folder: Path,
+    datalist: Path,
+    section: str,
+    fold: int | None,
+    minutes: float,
+    settings: dict[str, Any],
+    out: Path,
+) -> tuple[int, float]:
+    """
+    Train the plan "3d_fullres" for a given time, its schedule ending with it, and score what it predicts, mirrored.
+
+    Every iteration is an epoch of nnU-Net's schedule, and none is spent on validation. An interrupted training begins
+    anew.
+
+    Args:
+        folder: for the cases in nnU-Net's layout, shared by all trainings on a data list.
+        datalist: JSON file that lists the cases.
+        section: list to score.
+        fold: the fold to score, ``None`` to train on all of the training section.
+        minutes: training time.
+        settings: attributes of the trainer to set.
+        out: for results; label maps and scores go to its folder ``scored``.
+
+    Returns:
+        Iterations that it was trained for, and how many seconds they took.
+    """
+    os.environ.update(
+        nnUNet_raw=str(folder / "raw"), nnUNet_preprocessed=str(folder / "ready"), nnUNet_results=str(out)
+    )
+    _prepare(folder, datalist)
+    os.environ.update(nnUNet_n_proc_DA="0", nnUNet_compile="false")  # patches are cut in the process whose time counts
+    trainer = _trainer(fold, settings)
+    trainer.initialize()
+    trainer.on_train_start()
+    _train(trainer, 1)  # prepares what later ones find ready
+    iterations = max(1, round(60 * minutes / (_train(trainer, 2) / 2)))
+    trainer = _trainer(fold, {**settings, "num_epochs": iterations})
+    trainer.initialize()
+    trainer.on_train_start()
+    seconds = _train(trainer, iterations)
+    cases = read_scored_cases(datalist, section, fold)
+    _predict(trainer, cases, out)
+    score(str(out / "scored"), str(datalist), section, fold)
+    return iterations, seconds
+
+
+def _prepare(folder: Path, datalist: Path) -> None:
+    """Write the training section in nnU-Net's layout, and let it plan and preprocess, unless that is done."""
+    splits = folder / "ready" / DATASET / "splits_final.json"
+    if splits.is_file():
+        return
+    raw = folder / "raw" / DATASET
+    cases = read_cases(datalist, "training")
+    for case in cases:
+        _write_case(case, raw / "imagesTr", raw / "labelsTr")
+    (raw / "dataset.json").write_text(json.dumps({**DESCRIPTION, "numTraining": len(cases)}), encoding="utf-8")
+    plan = importlib.import_module("nnunetv2.experiment_planning.plan_and_preprocess_api")
+    plan.extract_fingerprints([1], num_processes=1)
+    plan.plan_experiments([1])
+    plan.preprocess([1], configurations=("3d_fullres",), num_processes=[1])
+    folds = sorted({case["fold"] for case in cases if "fold" in case})
+    names = [
+        {
+            "train": [case["case"] for case in cases if case["fold"] != fold],
+            "val": [case["case"] for case in cases if case["fold"] == fold],
+        }
+        for fold in folds
+    ]
+    splits.write_text(json.dumps(names), encoding="utf-8")
+
+
+def _write_case(case: dict[Any, Any], images: Path, labels: Path | None) -> list[str]:
+    """Write a case's sequences, and its inner classes if asked for, one file each; return those of the sequences."""
+    data = LoadCased()(case)
+    images.mkdir(parents=True, exist_ok=True)
+    affine = data["image"].affine.numpy()
+    files = [str(images / f"{case['case']}_{channel:04d}.nii") for channel in range(len(data["image"]))]
+    for file, volume in zip(files, data["image"].numpy(), strict=True):
+        nib.save(nib.Nifti1Image(volume.astype(np.float32), affine), file)
+    if labels is not None:
+        labels.mkdir(parents=True, exist_ok=True)
+        classes = data["label"][0].numpy().astype(np.uint8)
+        nib.save(nib.Nifti1Image(classes, affine), labels / f"{case['case']}.nii")
+    return files
+
+
+def _trainer(fold: int | None, settings: dict[str, Any]) -> Any:
+    get = importlib.import_module("nnunetv2.run.run_training").get_trainer_from_args
+    place = "all" if fold is None else fold
+    trainer = get(DATASET, "3d_fullres", place, device=torch.device(default_device()))
+    for name, value in settings.items():
+        setattr(trainer, name, value)
+    return trainer
+
+
+def _train(trainer: Any, iterations: int) -> float:
+    """Train, each iteration an epoch of the schedule; return the seconds, as a budget counts them."""
+    bfloat16 = trainer.device.type == "cpu" and has_bfloat16("cpu")  # nnU-Net casts on a GPU by itself
+    start = clock()
+    for trainer.current_epoch in range(iterations):
+        trainer.on_train_epoch_start()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            trainer.train_step(next(trainer.dataloader_train))
+    return clock() - start
+
+
+def _predict(trainer: Any, cases: list[dict[str, Any]], out: Path) -> None:
+    """Write the label maps of cases to ``out/scored``."""
+    trainer.set_deep_supervision_enabled(False)
+    kind = importlib.import_module("nnunetv2.inference.predict_from_raw_data").nnUNetPredictor
+    on_gpu = trainer.device.type == "cuda"
+    predictor = kind(perform_everything_on_device=on_gpu, device=trainer.device, allow_tqdm=False)
+    predictor.manual_initialization(
+        trainer.network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        [trainer.network.state_dict()],
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
+    (out / "scored").mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        files = _write_case(case, out / "images", None)
+        predictor.predict_from_files_sequential([files], [str(out / "scored" / case["case"])])
+        for file in files:
+            Path(file).unlink()

@@ -1,0 +1,255 @@
+"""
+Race OM-Net against the networks that people use today: same cases, same training time, same machine.
+
+  python benchmarks/race.py FOLDER DATALIST --minutes 30 --folds 0,1,2
+  python benchmarks/race.py FOLDER DATALIST --minutes 120
+
+The first call trains every entrant without one fold at a time and scores it there; the second trains on the whole
+section "training" and scores "test". Each entrant keeps its published network, loss and optimizer, and its schedule
+ends with the time. Crop and learning rate are chosen on the first fold, by as many trials for each (see ENTRANTS); a
+call without folds takes the choice that was made in the same FOLDER, or else the first trial.
+
+FOLDER/race.md has the table and FOLDER/race.json every case. Interrupted, the same command goes on. Time is wall time
+on a GPU, and elsewhere what the process computed for each of its threads. nnU-Net needs "pip install nnunetv2".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fire
+import nnunet
+import numpy as np
+from monai.bundle import run
+
+from omnet_monai.budget import train_once
+from omnet_monai.cost import machine
+from omnet_monai.datalist import read_cases, read_scored_cases
+from omnet_monai.demo import bundle_root
+from omnet_monai.files import whole_file
+from omnet_monai.regions import REGIONS
+from omnet_monai.results import read_scores
+from omnet_monai.summary import paired_differences
+from omnet_monai.variants import NETWORKS, VARIANTS
+
+SEGRESNET = str(Path(__file__).resolve().with_name("segresnet.json"))
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """
+    One that races.
+
+    Attributes:
+        title: its name in the table.
+        trials: settings to choose from, those it was published with first.
+        networks: override files that each of its networks is trained with.
+        scoring: override files of its evaluation.
+        stages: how long an epoch takes in the mean, in epochs of all tasks.
+    """
+
+    title: str
+    trials: tuple[dict[str, Any], ...]
+    networks: tuple[tuple[str, ...], ...] = ((),)
+    scoring: tuple[str, ...] = ()
+    stages: float = 1.0
+
+
+RATES = ({}, {"learning_rate": 0.0005}, {"learning_rate": 0.002})
+
+ENTRANTS = {
+    # The curriculum trains one of three tasks in the first tenth of the epochs, and two in the second.
+    "omnet": Entrant("OM-Net+CGA", RATES, stages=0.9),
+    "mc3": Entrant("MC3", RATES, tuple(NETWORKS[name] for name in VARIANTS["mc3"].networks), VARIANTS["mc3"].files),
+    "segresnet": Entrant(
+        "SegResNet",
+        (
+            {},
+            {"learning_rate": 0.001},
+            {"learning_rate": 0.001, "crop_size": [80, 80, 80], "cases_per_step": 2},
+        ),
+        ((SEGRESNET,),),
+        (SEGRESNET,),
+    ),
+    "nnunet": Entrant("nnU-Net", ({}, {"initial_lr": 0.003}, {"initial_lr": 0.03})),
+}
+
+
+def main(
+    folder: str,
+    datalist: str,
+    minutes: float = 30,
+    folds: int | Sequence[int] = (),
+    entrants: str | Sequence[str] = (),
+    trials: int = 3,
+    seed: int = 0,
+) -> None:
+    """
+    Race.
+
+    Args:
+        folder: where networks, label maps and the table go.
+        datalist: JSON file that lists the cases.
+        minutes: training time of each entrant, of all its networks together.
+        folds: folds of the training section to race on; none for the test section.
+        entrants: keys of ``ENTRANTS``, the one that differences are taken to first; none for all.
+        trials: number of settings to choose from.
+        seed: of the training; nnU-Net has none.
+
+    Raises:
+        ValueError: for other entrants and for cases without labels.
+    """
+    names = [entrants] if isinstance(entrants, str) else list(entrants or ENTRANTS)
+    unknown = [name for name in names if name not in ENTRANTS]
+    if unknown:
+        raise ValueError(f"entrants must be some of {', '.join(ENTRANTS)}, got {', '.join(unknown)}")
+    if "nnunet" in names:
+        nnunet.require()
+    places: list[int | None] = [folds] if isinstance(folds, int) else list(folds) or [None]
+    race = Race(Path(folder).resolve(), Path(datalist).resolve(), minutes, seed)
+    for fold in places:
+        race.check_cases(fold)
+    for name in names:
+        if places != [None]:
+            race.choose(name, places[0], trials)
+        for fold in places:
+            race.run(name, fold, race.choice(name))
+        race.write_table(names, places)
+    print(race.write_table(names, places))
+
+
+class Race:
+    """
+    Races of one length, in one folder.
+
+    Args:
+        folder: where everything goes.
+        datalist: JSON file that lists the cases.
+        minutes: training time of each entrant.
+        seed: of the training.
+    """
+
+    def __init__(self, folder: Path, datalist: Path, minutes: float, seed: int) -> None:
+        self.folder, self.datalist, self.minutes, self.seed = folder, datalist, minutes, seed
+        self.root = bundle_root("")
+        self.file = folder / "race.json"
+        content = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+        self.runs: dict[str, dict[str, Any]] = content.get("runs", {})
+        self.choices: dict[str, int] = content.get("choices", {})
+
+    def check_cases(self, fold: int | None) -> None:
+        """Read the cases to train on and to score, for their errors."""
+        read_cases(self.datalist, "training", fold)
+        read_scored_cases(self.datalist, self._section(fold), fold)
+
+    def choose(self, name: str, fold: int | None, trials: int) -> None:
+        """Try an entrant's settings on a fold; that of the highest mean Dice of all regions and cases is its choice."""
+        if name not in self.choices:
+            tried = range(min(trials, len(ENTRANTS[name].trials)))
+            means = [np.mean(list(self.run(name, fold, trial)["dice"].values())) for trial in tried]
+            self.choices[name] = int(np.argmax(means))
+            self.keep()
+
+    def choice(self, name: str) -> int:
+        """Return the trial that was chosen, or else the first."""
+        return self.choices.get(name, 0)
+
+    def run(self, name: str, fold: int | None, trial: int) -> dict[str, Any]:
+        """Train and score an entrant, unless that is done."""
+        key = self._key(name, fold, trial)
+        if key not in self.runs:
+            print(f"\n=== {key}", flush=True)
+            race = self.run_nnunet if name == "nnunet" else self.run_bundle
+            epochs, seconds = race(ENTRANTS[name], fold, ENTRANTS[name].trials[trial], self.folder / key)
+            scores = read_scores(self.folder / key / "scored" / "scores.csv").items()
+            dice = {case: [values[f"dice_{region}"] for region in REGIONS] for case, values in scores}
+            self.runs[key] = {"epochs": epochs, "minutes": seconds / 60, "dice": dice, "machine": machine()}
+            self.keep()
+        return self.runs[key]
+
+    def run_bundle(self, entrant: Entrant, fold: int | None, trial: dict[str, Any], out: Path) -> tuple[int, float]:
+        """Train by the bundle's configs for as many epochs as fit into the time, and score."""
+        settings = {
+            "bundle_root": str(self.root),
+            "meta_file": str(self.root / "configs" / "metadata.json"),
+            "logging_file": str(self.root / "configs" / "logging.conf"),
+            "datalist": str(self.datalist),
+            "cache_dir": str(self.folder / "cache"),
+            "fold": fold,
+            "seed": self.seed,
+            **trial,
+        }
+        seconds, weights = 0.0, []
+        for number, files in enumerate(entrant.networks):
+            config, network = self._configs("train.json", *files), out / f"network{number}"
+            train_once(out / f"warm{number}", 1, config, settings)  # prepares the cases
+            epoch = train_once(out / f"pace{number}", 2, config, settings) / 2 * entrant.stages
+            epochs = max(1, round(60 * self.minutes / len(entrant.networks) / epoch))
+            seconds += train_once(network, epochs, config, settings)
+            weights.append(str(network / "model.pt"))
+        settings |= {"checkpoint_path": weights if len(weights) > 1 else weights[0], "output_dir": str(out / "scored")}
+        settings |= {"datalist_key": self._section(fold)}
+        run(config_file=self._configs("train.json", *entrant.scoring, "evaluate.json"), **settings)
+        return epochs, seconds
+
+    def run_nnunet(self, entrant: Entrant, fold: int | None, trial: dict[str, Any], out: Path) -> tuple[int, float]:
+        """Train nnU-Net for as many epochs as fit into the time, and score what it predicts."""
+        return nnunet.race(self.folder / "nnunet", self.datalist, self._section(fold), fold, self.minutes, trial, out)
+
+    def keep(self) -> None:
+        """Write what is done."""
+        with whole_file(self.file) as part:
+            part.write_text(json.dumps({"choices": self.choices, "runs": self.runs}, indent=1) + "\n", encoding="utf-8")
+
+    def write_table(self, names: Sequence[str], places: Sequence[int | None]) -> str:
+        """Write the table of those entrants that have run everywhere, and return it."""
+        rows = {name: [self.runs.get(self._key(name, fold, self.choice(name))) for fold in places] for name in names}
+        done = {name: [run for run in runs if run] for name, runs in rows.items() if all(runs)}
+        text = _table(done) + f"\nMachine: {machine()}.\n"
+        with whole_file(self.folder / "race.md") as part:
+            part.write_text(text, encoding="utf-8")
+        return text
+
+    def _key(self, name: str, fold: int | None, trial: int) -> str:
+        place = "test" if fold is None else f"fold{fold}"
+        return f"{name}-{place}-{self.minutes:g}min-trial{trial}-seed{self.seed}"
+
+    def _section(self, fold: int | None) -> str:
+        return "test" if fold is None else "training"
+
+    def _configs(self, *names: str) -> list[str]:
+        return [str(self.root / "configs" / name) for name in names]
+
+
+def _table(done: dict[str, list[dict[str, Any]]]) -> str:
+    """Lay out a line per entrant and one per case."""
+    dice = {name: {case: np.array(d) for run in runs for case, d in run["dice"].items()} for name, runs in done.items()}
+    cases = sorted(next(iter(dice.values()), {}))
+    titles = [ENTRANTS[name].title for name in done]
+    lines = [
+        f"| entrant | epochs | minutes | Dice {'/'.join(REGIONS)} | mean | difference to {titles[0]} | its error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    scores = {name: np.array([dice[name][case] for case in cases]) for name in done}
+    first = next(iter(scores.values()))
+    for (name, runs), title in zip(done.items(), titles, strict=True):
+        paired = paired_differences(scores[name].mean(1, keepdims=True), first.mean(1, keepdims=True))
+        versus = ("-", "-") if scores[name] is first else (f"{paired.mean[0]:+.3f}", f"{paired.error[0]:.3f}")
+        epochs, minutes = (np.mean([run[key] for run in runs]) for key in ("epochs", "minutes"))
+        cells = [title, f"{epochs:.0f}", f"{minutes:.1f}", _triple(scores[name].mean(0)), f"{scores[name].mean():.3f}"]
+        lines.append(f"| {' | '.join([*cells, *versus])} |")
+    lines += ["", f"| case, Dice {'/'.join(REGIONS)} | {' | '.join(titles)} |", f"|---{'|---' * len(titles)}|"]
+    lines += [f"| {case} | {' | '.join(_triple(dice[name][case]) for name in done)} |" for case in cases]
+    return "\n".join(lines) + "\n"
+
+
+def _triple(values: np.ndarray) -> str:
+    return "/".join(f"{value:.3f}" for value in values)
+
+
+if __name__ == "__main__":
+    fire.Fire(main, name="python benchmarks/race.py")

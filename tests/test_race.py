@@ -1,0 +1,99 @@
+"""The race against other networks: each trains by its own recipe for the same time, and is scored alike."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+TINY: dict[str, Any] = {"network_def#features": [2, 2, 4, 4], "patch_size": [24, 16, 16], "steps_per_epoch": 1}
+SMALL: dict[str, Any] = {"network_def#init_filters": 8, "crop_size": [16, 16, 16], "steps_per_epoch": 1}
+
+
+@pytest.fixture
+def race(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, with small networks of its entrants."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    for name in ("race", "nnunet"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module("race")
+    small = {"omnet": TINY, "mc3": TINY, "segresnet": SMALL}
+    entrants = {
+        name: replace(module.ENTRANTS[name], trials=({**own, "pictures": False},)) for name, own in small.items()
+    }
+    entrants["segresnet"] = replace(entrants["segresnet"], trials=(SMALL, {**SMALL, "learning_rate": 0.01}))
+    monkeypatch.setattr(module, "ENTRANTS", entrants)
+    return module
+
+
+def test_every_entrant_trains_as_long_and_the_better_trial_races(
+    race: ModuleType, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {"minutes": 0.005, "folds": 1, "trials": 2, "entrants": ("omnet", "segresnet")}
+    race.main(str(tmp_path), str(phantoms / "datalist.json"), **arguments)
+    content = json.loads((tmp_path / "race.json").read_text())
+    assert set(content["runs"]) == {
+        f"{name}-fold1-0.005min-trial{trial}-seed0"
+        for name, trial in (("omnet", 0), ("segresnet", 0), ("segresnet", 1))
+    }
+    assert content["choices"]["omnet"] == 0
+    runs = [content["runs"][f"segresnet-fold1-0.005min-trial{trial}-seed0"] for trial in (0, 1)]
+    means = [np.mean(list(run["dice"].values())) for run in runs]
+    assert means[content["choices"]["segresnet"]] == max(means)
+    table = (tmp_path / "race.md").read_text()
+    assert table in capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| OM-Net+CGA", "| SegResNet"]
+
+    # A second call has nothing left to run.
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("model.pt")}
+    race.main(str(tmp_path), str(phantoms / "datalist.json"), **arguments)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("model.pt")} == before
+
+
+def test_epochs_fill_the_time_that_the_networks_share(
+    race: ModuleType, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An epoch of two takes 4 s: 2 s each. Of 1 minute each of three networks has 20 s: 10 epochs. The curriculum's
+    # epochs take 0.9 of that: 60 / 1.8.
+    trained: list[tuple[str, int]] = []
+
+    def train_once(folder: Path, epochs: int, config_file: Any, settings: Any) -> float:
+        trained.append((folder.name, epochs))
+        return 2.0 * epochs
+
+    def run(output_dir: str, **kwargs: Any) -> None:
+        Path(output_dir).mkdir(parents=True)
+
+    monkeypatch.setattr(race, "train_once", train_once)
+    monkeypatch.setattr(race, "run", run)
+    monkeypatch.setattr(race, "read_scores", lambda path: {"a": {f"dice_{r}": 0.5 for r in ("WT", "TC", "ET")}})
+    race.main(str(tmp_path), str(phantoms / "datalist.json"), minutes=1, entrants=["omnet", "mc3"])
+    assert [pair for pair in trained if pair[0].startswith("network")] == [
+        ("network0", 33),
+        ("network0", 10),
+        ("network1", 10),
+        ("network2", 10),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"entrants": "unet"}, "entrants must be some of omnet, mc3, segresnet, got unet"),
+        ({"folds": 7}, "fold must be one of 0, 1, 2 in training of .*, got 7"),
+    ],
+    ids=["entrant", "fold"],
+)
+def test_bad_names_are_refused_before_anything_runs(
+    race: ModuleType, arguments: dict[str, Any], message: str, phantoms: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        race.main(str(tmp_path / "out"), str(phantoms / "datalist.json"), **arguments)
+    assert not (tmp_path / "out").exists()
