@@ -186,7 +186,6 @@ class Race:
         seconds, weights = 0.0, []
         for number, files in enumerate(entrant.networks):
             config, network = self._configs("train.json", *files), out / f"network{number}"
-            train_once(out / f"warm{number}", 1, config, settings)  # prepares the cases
             epoch = train_once(out / f"pace{number}", 2, config, settings) / 2 * entrant.stages
             epochs = max(1, round(60 * self.minutes / len(entrant.networks) / epoch))
             seconds += train_once(network, epochs, config, settings)

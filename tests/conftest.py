@@ -9,8 +9,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+# The configs take a GPU where there is one; bits and label maps are compared here, which wants one kind of arithmetic.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import numpy as np
 import pytest
+import torch
 
 from omnet_monai.datalist import write_datalist
 from omnet_monai.networks import OMNet
@@ -75,7 +79,10 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["network_def"]["features"] = [2, 2, 4, 4]
     config["cluster_peak"] = 0  # random weights are certain nowhere
     inference.write_text(json.dumps(config))
-    ModelFile(root / "models" / "model.pt", OMNet(class_counts=(4, 4, 2), features=(2, 2, 4, 4))).save()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = OMNet(class_counts=(4, 4, 2), features=(2, 2, 4, 4))
+    ModelFile(root / "models" / "model.pt", network).save()
     return root
 
 

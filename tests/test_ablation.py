@@ -179,9 +179,11 @@ def test_variants_of_post_processing_set_their_switch_in_the_evaluation_alone(
         ({"variants": "mc1,mc2", "reference": "cga"}, "reference must be one of the variants mc1, mc2, got 'cga'"),
         ({"folds": (0, 7)}, "fold must be one of 0, 1, 2 in training of .*, got 7"),
         ({"section": "validation"}, "section must be one of training, test in .*, got 'validation'"),
+        ({"learning_rte": 0.1}, "overrides must be ids of train.json .*, got learning_rte"),
+        ({"seed": 5}, "overrides must be ids of .* other than seed, fold, .*, got seed"),
         ({"bundle": "nowhere"}, "must hold configs/train.json, got nowhere"),
     ],
-    ids=["variant", "reference", "fold", "section", "bundle"],
+    ids=["variant", "reference", "fold", "section", "id", "id of a row", "bundle"],
 )
 def test_bad_names_are_refused_before_anything_runs(
     arguments: dict[str, Any], message: str, phantoms: Path, tmp_path: Path, runs: list[dict[str, Any]]

@@ -13,6 +13,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
+from omnet_monai import machine
 from omnet_monai.benchmark import benchmark
 from omnet_monai.demo import bundle_root, inference_config
 from omnet_monai.inferers import AutocastInferer
@@ -148,3 +149,20 @@ def test_an_unknown_row_is_refused(phantoms: Path, small_bundle: Path, tmp_path:
     with pytest.raises(ValueError, match=r"a benchmark needs cases and rows, got 4 cases.*'nothing of this name'"):
         benchmark(str(phantoms), str(tmp_path), only="nothing of this name", bundle=str(small_bundle))
     assert not list(tmp_path.iterdir())
+
+
+def test_each_convolution_is_timed_in_both_types_under_autocast_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = []
+    monkeypatch.setattr(machine, "seconds", lambda run, device: kinds.append(run().dtype) or 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        convolution_seconds(nn.Conv3d(4, 2, 3), torch.zeros(1, 4, 4, 4, 4))
+    assert kinds == [torch.float32] * 2 + [torch.bfloat16] * 2
+
+
+def test_rivals_are_where_the_network_is() -> None:
+    network = OMNet(class_counts=(4, 4, 2), features=(2, 2, 4, 4)).to("meta")
+    default = AutocastInferer(SlidingWindowInferer((16, 16, 8), 8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("omnet_monai.rivals._finding", lambda network, cascade: cascade)  # meta weights hold nothing
+        rows = rivals(network, default)
+    assert {parameter.device.type for row in rows for parameter in row.network.parameters()} == {"meta"}

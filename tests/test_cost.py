@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.inferers import SimpleInferer
 from torch import nn
 
 from omnet_monai import cost
-from omnet_monai.cost import NetworkCost, machine
+from omnet_monai.cost import NetworkCost, Passes, machine
+from omnet_monai.inferers import AutocastInferer
 from omnet_monai.networks import ModelCascade, OMNet
 
 SMALL = {"class_counts": (4, 4, 2), "features": (2, 2, 4, 4)}
@@ -91,3 +93,14 @@ def test_time_is_that_inside_the_network(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_machine_is_named_with_its_threads_and_torch() -> None:
     assert f", {torch.get_num_threads()} threads" in machine()
     assert f", torch {torch.__version__}, " in machine()
+
+
+def test_the_copies_that_an_inferer_runs_are_counted_as_their_network_and_not_kept() -> None:
+    network = OMNet(**SMALL, attention="none").eval()
+    passes = Passes(network)
+    inferer = AutocastInferer(SimpleInferer(), amp=False, skip_empty=False)
+    with torch.no_grad():
+        for _ in range(3):
+            inferer(torch.ones(2, 4, 16, 8, 8), network)
+    assert [part for part, _ in passes.passes] == [network]
+    assert passes.flops() == 2 * multiply_adds(network) * 6

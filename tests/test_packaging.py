@@ -180,6 +180,24 @@ def test_packaging_that_fails_midway_leaves_the_old_package_alone(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {BUNDLE_NAME, ARCHIVE}
 
 
+def test_the_old_package_is_put_back_if_the_new_one_cannot_take_its_place(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(str(tmp_path), str(bundle))
+    old = contents(tmp_path)
+    replace = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(target) == tmp_path / BUNDLE_NAME and Path(source).name == BUNDLE_NAME:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        package(str(tmp_path), str(bundle))
+    assert contents(tmp_path) == old
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [

@@ -28,7 +28,11 @@ def test_the_interval_is_that_of_an_independent_bootstrap() -> None:
     got = summarize(scores, names(40))
     for column in range(2):
         result = stats.bootstrap(
-            (scores[:, column],), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
+            (scores[:, column],),
+            np.mean,
+            n_resamples=10_000,
+            method="percentile",
+            random_state=np.random.default_rng(2),
         )
         interval = result.confidence_interval
         width = interval.high - interval.low

@@ -415,14 +415,15 @@ def test_ten_kills_at_random_times_change_no_bit(workers: int, phantoms: Path, t
 def _compare_killed_with_uninterrupted(workers: int, kills: int, phantoms: Path, folder: Path) -> None:
     length = {"train#trainer#max_epochs": 12, "num_workers": workers, "steps_per_epoch": 3}
 
-    def start(name: str) -> subprocess.Popen:
+    def start(name: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen:
         words = command(folder / name, phantoms, config("train.json"), **length)
         return subprocess.Popen(
             [sys.executable, "-W", "ignore", *words],
             env=_one_thread(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
+            text=True,
         )
 
     began = time.monotonic()
@@ -439,7 +440,10 @@ def _compare_killed_with_uninterrupted(workers: int, kills: int, phantoms: Path,
             process.wait()
             checkpoint = folder / name / "run" / "checkpoint.pt"
             epoch = torch.load(checkpoint, weights_only=True)["epoch"] if checkpoint.exists() else 0
-            assert start(name).wait() == 0
+            again = start(name, subprocess.PIPE)
+            log, _ = again.communicate()
+            assert again.returncode == 0
+            assert (f"Resuming after epoch {epoch} of 12" in log) == (0 < epoch < 12)
             for file in ("model.pt", "run/checkpoint.pt"):
                 expected, got = (torch.load(folder / n / file, weights_only=True) for n in ("whole", name))
                 assert _equal(expected, got), f"{file} after a kill at {moment:.1f} s"

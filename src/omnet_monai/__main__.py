@@ -16,9 +16,13 @@ from omnet_monai.datalist import datalist, read_cases
 from omnet_monai.demo import demo, generate_cases
 from omnet_monai.export import export
 from omnet_monai.packaging import package
+from omnet_monai.sampling import first_cause
 from omnet_monai.scoring import score
 from omnet_monai.segment import segment
 from omnet_monai.zoo import check
+
+USERS = (ImportError, ValueError, TypeError, OSError)
+"""Errors that a user can mend; any other is shown with its traceback."""
 
 
 def phantom(
@@ -46,10 +50,11 @@ def main() -> None:
     try:
         verbs = (ablate, benchmark, check, datalist, demo, export, package, phantom, score, segment)
         fire.Fire({verb.__name__: _keeping_texts(verb) for verb in verbs}, name="python -m omnet_monai")
-    except (ImportError, ValueError, TypeError, OSError) as error:
-        if os.environ.get("OMNET_DEBUG"):
+    except (*USERS, RuntimeError) as error:
+        cause = first_cause(error)  # MONAI wraps the error of a bundle's run
+        if os.environ.get("OMNET_DEBUG") or not isinstance(cause, USERS):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {cause}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, run
 
+from omnet_monai import __version__
 from omnet_monai.budget import train_once
 from omnet_monai.comparison import Comparison, Row
 from omnet_monai.cost import machine
@@ -23,6 +24,8 @@ from omnet_monai.results import read_scores
 from omnet_monai.variants import NETWORKS, VARIANTS, variants_named
 
 __all__ = ["ablate"]
+
+SET_BY_ROW = ("seed", "fold", "datalist", "datalist_key", "ckpt_dir", "run_dir", "output_dir", "checkpoint_path")
 
 
 def ablate(
@@ -104,23 +107,28 @@ class _Ablation:
         Take up the rows that are there.
 
         Raises:
-            ValueError: if they are of other settings.
+            ValueError: if they are of other settings, and for overrides that are no ids or that each run sets itself.
         """
         parser = ConfigParser()
-        parser.read_config(self.configs("train.json", *self.recipe))
+        parser.read_config(self.configs("train.json", *self.recipe, "evaluate.json"))
+        wrong = [name for name in self.overrides if name in SET_BY_ROW or name not in parser]
+        if wrong:
+            rule = f"overrides must be ids of train.json or evaluate.json other than {', '.join(SET_BY_ROW)}"
+            raise ValueError(f"{rule}, got {', '.join(wrong)}")
         parser.update(self.overrides)
         self.epochs = int(parser.get_parsed_content("train#trainer#max_epochs"))
         self.steps = int(parser.get_parsed_content("steps_per_epoch"))
         self.settings = {
-            "datalist_sha256": hashlib.sha256(self.datalist.read_bytes()).hexdigest(),
+            "datalist_sha256": _sha256(self.datalist),
             "section": self.section,
-            "recipe": list(self.recipe),
+            "recipe": {file: _sha256(self.root / "configs" / file) for file in self.recipe},
+            "version": __version__,
             "overrides": {key: str(value) for key, value in self.overrides.items()},
         }
         file = self.out / "rows.json"
         content: dict[str, Any] = {"settings": self.settings, "rows": []}
         content |= json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        changed = [key for key, value in self.settings.items() if content["settings"][key] != value]
+        changed = [key for key, value in self.settings.items() if content["settings"].get(key) != value]
         if changed:
             raise ValueError(f"{file} must be of the same settings to be continued, differs in {', '.join(changed)}")
         self.rows = [Row(**row) for row in content["rows"]]
@@ -133,7 +141,7 @@ class _Ablation:
         variant, place, epochs = VARIANTS[name], self.place(fold), self.epochs
         if budget == "time":
             (own,), (other,) = (self.find(n, "steps", fold, seed, reference) for n in (name, reference))
-            epochs = max(1, round(self.epochs * other.seconds / own.seconds))
+            epochs = max(1, int(self.epochs * other.seconds / own.seconds))
         print(f"\n=== {variant.title}, {budget}, {place}, seed {seed}: {epochs} epochs", flush=True)
         if budget == "time" and epochs == self.epochs:  # the very training that is there
             self.keep(replace(own, budget="time", reference=reference))
@@ -221,6 +229,10 @@ class _Ablation:
         """List the row of these, if it is finished; one of equal time counts beside the same reference alone."""
         wanted = (name, budget, self.place(fold), seed, reference if budget == "time" else "")
         return [row for row in self.rows if (row.variant, row.budget, row.place, row.seed, row.reference) == wanted]
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _listed(value: Any) -> list[Any]:

@@ -79,15 +79,20 @@ def benchmark(
     }
     volumes = [Volume(case, parser, device) for case in found]
     result["rows"] = race(rows, volumes, repeats, device)
+    _write(result, out)  # what comes next may fail, after hours
     result["stages"] = {volume.name: volume.stages(default, network, repeats) for volume in volumes}
     result["convolutions"] = _convolutions(network, default, device)
     if exact:
         with torch.inference_mode():
             result["exactness"] = {volume.name: volume.exactness(default, network) for volume in volumes}
-    with whole_file(out / "benchmark.json") as file:
-        file.write_text(json.dumps(result, indent=1))
+    _write(result, out)
     _plot(result["rows"], out / "benchmark.png")
     print(f"{_text(result)}\n\nevery single time: {out / 'benchmark.json'}")
+
+
+def _write(result: dict[str, Any], out: Path) -> None:
+    with whole_file(out / "benchmark.json") as file:
+        file.write_text(json.dumps(result, indent=1))
 
 
 def _start_seconds(root: Path) -> dict[str, float]:

@@ -7,6 +7,7 @@ import json
 import platform
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class Passes:
         self.windows, self.seconds = 0, 0.0
         self.passes: Counter[tuple[nn.Module, tuple[int, ...]]] = Counter()
         parts: list[nn.Module] = [module for module in network.modules() if isinstance(module, OMNet)]
-        self.hooks = [part.register_forward_pre_hook(self._count) for part in parts or [network]]
+        # Bound to the network itself: an inferer runs a copy of it for each case, which must not be kept.
+        self.hooks = [part.register_forward_pre_hook(partial(self._count, part)) for part in parts or [network]]
         self.hooks += [network.register_forward_pre_hook(self._enter), network.register_forward_hook(self._leave)]
 
     def stop(self) -> None:
@@ -64,8 +66,8 @@ class Passes:
     def _leave(self, module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
         self.seconds += _now(args[0])
 
-    def _count(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        self.passes[module, tuple(args[0].shape[1:])] += len(args[0])
+    def _count(self, part: nn.Module, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self.passes[part, tuple(args[0].shape[1:])] += len(args[0])
 
 
 class NetworkCost:
@@ -101,6 +103,8 @@ class NetworkCost:
     def write(self, engine: Engine) -> None:
         """Stop watching, and write the file."""
         self.passes.stop()
+        if not self.cases:  # none could be read, which the report tells
+            return
         cost = {
             "parameters": sum(p.numel() for p in self.network.parameters() if p.requires_grad),
             "passes_per_window": self.passes.passes_per_window(),

@@ -90,7 +90,8 @@ def _timed(shape: tuple[int, ...], layer: Any, times: int, flops: int, device: t
         for layout in (torch.contiguous_format, LAYOUTS[layer.weight.dim()]):
             x = torch.randn(shape, device=device).to(dtype=dtype, memory_format=layout)
             alone = _like(layer, dtype, layout)
-            best = min(best, seconds(lambda alone=alone, x=x: alone(x), device))  # type: ignore[misc]
+            with torch.autocast(device.type, enabled=False):  # the caller's would leave no float32
+                best = min(best, seconds(lambda alone=alone, x=x: alone(x), device))  # type: ignore[misc]
     return {
         "kind": type(layer).__name__,
         "in": layer.in_channels,

@@ -59,9 +59,15 @@ def package(directory: str, bundle: str = "", weights_url: str = "") -> None:
         _write_archive(folder, aside / archive.name)
         if weights_url:
             _replace_by_address(folder, weights_url, weights)
+        replaced = aside / "replaced"
         if target.exists():
-            os.replace(target, aside / "replaced")
-        os.replace(folder, target)
+            os.replace(target, replaced)
+        try:
+            os.replace(folder, target)
+        except BaseException:
+            if replaced.exists():  # or it would go with the temporary folder
+                os.replace(replaced, target)
+            raise
         os.replace(aside / archive.name, archive)
     _report(target, archive, weights, weights_url)
 

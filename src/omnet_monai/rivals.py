@@ -95,8 +95,9 @@ def rivals(network: OMNet, default: AutocastInferer) -> list[Rival]:
         Rival("nnU-Net's network", unet, tiles, slow=True),
         Rival("nnU-Net's network, mirrored", unet, MirroringInferer(tiles, (0, 1, 2)), slow=True),
     ]
+    device = next(network.parameters()).device
     for row in rows:
-        row.network.eval()
+        row.network.to(device).eval()
     return rows
 
 

@@ -139,6 +139,8 @@ class Volume:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             for file in files if isinstance(files, list) else [files]:
+                if str(file).endswith(".mha"):
+                    return float("nan")  # nibabel does not read MetaImage
                 np.asanyarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
             nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), Path(folder) / "label.nii.gz")
             return time.perf_counter() - start
