@@ -186,7 +186,7 @@ def test_onnx_without_its_packages_names_the_extra(
         command_line.main()
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert error.endswith("pip install omnet-monai[onnx]\n")
+    assert error.endswith("pip install onnx onnxscript\n")
     assert not list(tmp_path.iterdir())
 
 

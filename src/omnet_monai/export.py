@@ -37,7 +37,7 @@ def export(file: str, bundle: str = "", **overrides: Any) -> None:
         rule = f"file must end in one of {', '.join(_WRITERS)}, got {path}"
         raise ValueError(f"{rule}; TorchScript is written by python -m monai.bundle ckpt_export")
     if path.suffix == ".onnx" and not all(optional_import(name)[1] for name in ("onnx", "onnxscript")):
-        raise ImportError(f"{path}: writing ONNX needs onnx and onnxscript: pip install omnet-monai[onnx]")
+        raise ImportError(f"{path}: writing ONNX needs onnx and onnxscript: pip install onnx onnxscript")
     network = _network(root, overrides)
     with whole_file(path) as temporary:
         _WRITERS[path.suffix](network, temporary)

@@ -49,7 +49,7 @@ class ExportedNetwork(nn.Module):
         if tensorrt:
             _require_tensorrt(path, device)
         if path.suffix == ".onnx" and not optional_import("onnxruntime")[1]:
-            raise ImportError(f"{path}: ONNX files need ONNX Runtime: pip install omnet-monai[onnx]")
+            raise ImportError(f"{path}: ONNX files need ONNX Runtime: pip install onnxruntime")
         try:
             self._forward = _OPENERS[path.suffix](path, device)
         except Exception as error:

@@ -26,7 +26,7 @@ def read_file(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise file_error(case, file, f"file must end in one of {', '.join(EXTENSIONS)}, got {file.name}")
     mha = file.name.lower().endswith(".mha")
     if mha and not optional_import("itk")[1]:
-        raise ImportError(f"case {case}: {file}: MetaImage files need ITK: pip install omnet-monai[mha]")
+        raise ImportError(f"case {case}: {file}: MetaImage files need ITK: pip install itk-io")
     reader = ITKReader() if mha else NibabelReader()
     try:
         array, meta = reader.get_data(reader.read(str(file)))

@@ -82,7 +82,7 @@ def local_database(folder: str | Path) -> str:
         ImportError: without MLflow.
     """
     if not optional_import("mlflow")[1]:
-        raise ImportError("tracking by MLflow needs its package: pip install omnet-monai[mlflow]")
+        raise ImportError("tracking by MLflow needs its package: pip install mlflow-skinny sqlalchemy alembic")
     Path(folder).mkdir(parents=True, exist_ok=True)
     return path_to_sqlite_uri(str(Path(folder) / "mlruns.db"))
 
