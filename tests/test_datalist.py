@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from omnet_monai import __main__ as command_line
-from omnet_monai.datalist import datalist, read_cases, read_images, write_datalist
+from omnet_monai.datalist import datalist, read_cases, read_images, read_scored_cases, write_datalist
 from omnet_monai.regions import SEQUENCES
 
 ENDINGS = ("-t1n", "-t1c", "-t2w", "-t2f", "-seg")
@@ -207,6 +207,40 @@ def test_reading_refuses_an_absent_file(tmp_path: Path) -> None:
         read_cases(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", r"must be a JSON file, got .*own.json: Expecting value"),
+        ('{"training": [', r"must be a JSON file, got .*own.json: Expecting value"),
+        ("[]", r"must be a JSON file of an object, got .*own.json with a list"),
+    ],
+    ids=["empty", "torn", "a list"],
+)
+def test_a_file_that_is_no_object_is_refused_by_its_name(root: Path, text: str, match: str) -> None:
+    (root / "own.json").write_text(text)
+    with pytest.raises(ValueError, match=f"datalist {match}"):
+        read_cases(root / "own.json")
+    with pytest.raises(ValueError, match=f"split {match}"):
+        write_datalist(root, split=root / "own.json")
+
+
+def test_cases_of_one_name_are_neither_written_nor_read(tmp_path: Path) -> None:
+    for ending in ("t1", "t1c", "t2", "flair"):
+        for name in (f"p_{ending}", ending):
+            (tmp_path / "cases" / "p").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "cases" / "p" / f"{name}.nii.gz").touch()
+    with pytest.raises(ValueError, match=r"of .*cases must have names of their own, got p twice: .*p_t1.* and .*/t1\."):
+        write_datalist(tmp_path / "cases")
+    images = [[f"sub-{n}/anat_{part}.nii.gz" for part in ("T1w", "T1c", "T2w", "FL")] for n in (1, 2)]
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"test": [{"image": image, "label": "l.nii"} for image in images]}))
+    for read in (read_cases, read_scored_cases):
+        with pytest.raises(
+            ValueError, match=r"of .*dataset\.json must have names of their own, got anat twice: .*sub-1"
+        ):
+            read(path, "test")
+
+
 def test_a_plain_decathlon_datalist_is_read(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [], "test": ["./imagesTs/a.nii.gz"]}))
     assert read_cases(tmp_path / "dataset.json", "test") == [{"image": str(tmp_path / "imagesTs" / "a.nii.gz")}]
@@ -216,7 +250,7 @@ def test_the_verb_prints_counts_and_tells_of_incomplete_cases(root: Path, capsys
     (root / "A-005-000" / "A-005-000-t2w.nii.gz").unlink()
     datalist(str(root), folds=2)
     out, err = capsys.readouterr()
-    assert out.splitlines()[0] == "brats2023: 7 cases"
+    assert out.splitlines()[0] == "brats2023: 7 cases of 5 patients"
     assert sum(int(line.split()[2]) for line in out.splitlines() if line.startswith("fold ")) == 6
     assert out.splitlines()[-1] == f"6 training, 1 test: {root / 'datalist.json'}"
     assert err == f"left out: case A-005-000 in {root / 'A-005-000'}: missing t2\n"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from omnet_monai.layouts import LAYOUTS, case_name, find_case, find_cases, name_parts
+from omnet_monai.finding import find_case, find_cases, require_names
+from omnet_monai.layouts import LAYOUTS, case_name, label_scheme, name_parts
 from omnet_monai.regions import SCHEMES, SEQUENCES
 
 VSD = "VSD.Brain.XX.O"
@@ -289,3 +290,68 @@ def test_a_folder_of_two_cases_stands_for_none(tmp_path: Path) -> None:
 )
 def test_a_case_is_named_by_its_files(files: list[str], name: str) -> None:
     assert case_name([Path(file) for file in files]) == name
+
+
+def test_a_case_bears_the_name_of_the_link_not_of_what_it_leads_to(tmp_path: Path) -> None:
+    touch(tmp_path / "store", [f"anat/{part}.nii.gz" for part in ("t1", "t1c", "t2", "flair")])
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "patient07").symlink_to(tmp_path / "store" / "anat")
+    (case,), _ = find_cases(tmp_path / "study")
+    assert (case["case"], case["patient"]) == ("patient07", "patient07")
+    assert case_name([tmp_path / "study" / "patient07" / f"{name}.nii.gz" for name in ("T1w", "FL")]) == "patient07"
+
+
+def test_a_link_that_leads_back_and_one_to_a_folder_beside_make_no_second_case(tmp_path: Path) -> None:
+    touch(tmp_path, [f"b/p1/{part}.nii.gz" for part in ("t1", "t1c", "t2", "flair")])
+    (tmp_path / "b" / "p1" / "back").symlink_to(tmp_path)
+    (tmp_path / "b" / "a").symlink_to(tmp_path / "b" / "p1")
+    assert [case["case"] for case in find_cases(tmp_path)[0]] == ["p1"]
+
+
+def test_a_folder_that_is_absent_or_cannot_be_read_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"none must be a folder of cases, got a path without one"):
+        find_cases(tmp_path / "none")
+    touch(tmp_path, FILES["2017"])
+    scan = os.scandir
+
+    def locked(path: str) -> object:
+        if str(path).endswith("pat1"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(PermissionError, match="pat1"):
+        find_cases(tmp_path)
+
+
+def test_all_below_the_first_folder_is_one_patient_where_names_are_bare(tmp_path: Path) -> None:
+    scans = ("p1/ses1", "p1/ses2", "p2/ses1", "p3")
+    touch(tmp_path, [f"{scan}/{part}.nii.gz" for scan in scans for part in ("t1", "t1c", "t2", "flair")])
+    assert {case["case"]: case["patient"] for case in find_cases(tmp_path)[0]} == {
+        "p1_ses1": "p1",
+        "ses2": "p1",
+        "p2_ses1": "p2",
+        "p3": "p3",
+    }
+
+
+def test_a_label_map_in_msds_folders_has_msds_scheme_and_one_elsewhere_none() -> None:
+    files = ("labelsTr/a.nii.gz", "a/a_seg.nii.gz", "a/truth.nii.gz")
+    assert [label_scheme(Path(file)) for file in files] == ["msd", None, None]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{"case": "p", "image": "a"}, {"case": "p", "image": "b"}], "got p twice: a and b$"),
+        ([{"image": "sub-01/x.nii.gz"}, {"image": "sub-02/x.nii.gz"}], r"got x twice: .*sub-02/x.nii.gz; an entry may"),
+        ([{"image": [f"{n}/anat_T1w.nii", f"{n}/anat_FL.nii"]} for n in "ab"], "got anat twice: .*b/anat_FL"),
+    ],
+    ids=["stated", "4-D files", "lists of files"],
+)
+def test_two_cases_of_one_name_are_refused_and_both_are_named(entries: list[dict], message: str) -> None:
+    with pytest.raises(ValueError, match=f"cases of x must have names of their own, {message}"):
+        require_names(entries, " of x")
+    require_names([entry | {"case": str(number)} for number, entry in enumerate(entries)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import warnings
@@ -19,9 +20,9 @@ from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd, Inve
 
 from omnet_monai import reading
 from omnet_monai.datalist import read_cases, write_datalist
-from omnet_monai.layouts import find_cases
+from omnet_monai.finding import find_cases
 from omnet_monai.loading import LoadCased
-from omnet_monai.regions import SEQUENCES
+from omnet_monai.regions import BACKGROUND, EDEMA, ENHANCING, NECROSIS, SEQUENCES
 
 SHAPE = (8, 9, 10)
 AFFINE = np.array([[-1.0, 0, 0, 3], [0, -1.5, 0, 239], [0, 0, 2.0, -7], [0, 0, 0, 1]])
@@ -521,6 +522,18 @@ def test_a_datalist_loads(tmp_path: Path, arrays: Arrays) -> None:
         loaded = LoadCased()(case)
         assert (loaded["case"], loaded["image"].meta["case"]) == (case["case"],) * 2
         assert loaded["label"].max() == 3
+
+
+def test_the_labels_of_a_decathlon_datalist_are_read_by_msds_codes(tmp_path: Path, arrays: Arrays) -> None:
+    image = save_4d(tmp_path / "imagesTr", arrays)["image"]
+    codes = np.resize(np.arange(4, dtype=np.uint8), SHAPE)  # of MSD: background, edema, NCR/NET, enhancing
+    label = save(codes, tmp_path / "labelsTr" / "p1.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [{"image": image, "label": label}]}))
+    (case,) = read_cases(tmp_path / "dataset.json")
+    loaded = LoadCased()(case)["label"][0].numpy()
+    np.testing.assert_array_equal(loaded, np.array([BACKGROUND, EDEMA, NECROSIS, ENHANCING])[codes])
+    as_stated = LoadCased(scheme="brats2017")(case | {"scheme": "brats2023"})["label"][0].numpy()
+    np.testing.assert_array_equal(as_stated, codes)
 
 
 @pytest.mark.real_data

@@ -186,3 +186,14 @@ def test_a_sequence_that_is_missing_is_said_to_be(tmp_path: Path, monkeypatch: p
 def test_a_segmentation_of_nothing_but_background_is_a_picture_too(tmp_path: Path) -> None:
     save_segmentation(torch.zeros(4, *SHAPE), make_label(0), torch.zeros(1, *SHAPE), tmp_path / "empty.png")
     assert imread(tmp_path / "empty.png").shape[2] == 4
+
+
+@pytest.mark.parametrize("shape", [(24, 28, 1), (1, 28, 20)], ids=["axial", "sagittal"])
+def test_a_volume_of_one_slice_is_drawn(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    image = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    label = torch.full((1, *shape), ENHANCING, dtype=torch.uint8)
+    label[:, : shape[0] // 2] = 0
+    save_overlay(image, label, tmp_path / "p1.png", truth=label)
+    save_segmentation(image, label, torch.zeros(1, *shape), tmp_path / "p2.png")
+    for name in ("p1.png", "p2.png"):
+        assert imread(tmp_path / name).shape[2] == 4

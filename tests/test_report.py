@@ -161,3 +161,32 @@ def test_the_commit_is_unknown_outside_a_checkout(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(report.subprocess, "run", git)
     assert report._commit() == "unknown"
+
+
+def test_the_commit_of_a_checkout_that_the_package_only_lies_in_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "a"]):
+        subprocess.run([*git, *words], check=True)
+    installed = tmp_path / ".venv" / "report.py"
+    installed.parent.mkdir()
+    installed.touch()
+    monkeypatch.setattr(report, "__file__", str(installed))
+    assert report._commit() == "unknown"
+    subprocess.run([*git, "add", str(installed)], check=True)
+    assert report._commit().endswith("+changes")
+
+
+@pytest.mark.parametrize(
+    ("program", "module"),
+    [("omnet_monai/monai/bundle/__main__.py", "monai.bundle"), ("a/omnet_monai/__main__.py", "omnet_monai")],
+    ids=["a run below a folder of that name", "a verb"],
+)
+def test_the_command_names_the_module_that_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, module: str
+) -> None:
+    monkeypatch.setattr(report.sys, "argv", [program, "run"])
+    write_csv(tmp_path / "table.csv", ["case", "dice_WT", "dice_TC", "dice_ET", "error"], [["a", 1, 1, 1, ""]])
+    evaluate(["a"], EvaluationLog(tmp_path / "log.csv", tmp_path / "table.csv"))
+    assert f"python -m {module} run" in (tmp_path / "log.csv").read_text()

@@ -100,6 +100,14 @@ def test_two_evaluations_are_compared_by_the_cases_they_share(tmp_path: Path) ->
     assert "0.200 <small>± 0.100</small>" in write(tmp_path, results)
 
 
+def test_two_scans_of_one_patient_are_compared_as_one(tmp_path: Path) -> None:
+    Results([make_case("a", 0.5), make_case("b", 0.5)]).write(tmp_path)
+    results = Results([make_case("a", 0.6, "p"), make_case("b", 0.8, "p")], tmp_path / "scores.csv")
+    assert results.differences is not None
+    assert results.differences.mean[0] == pytest.approx(0.2)
+    assert np.isnan(results.differences.error).all()
+
+
 def test_one_shared_case_has_a_difference_without_an_error(tmp_path: Path) -> None:
     Results([make_case("a", 0.5)]).write(tmp_path)
     Results([make_case("a", 0.6)], tmp_path / "scores.csv").write(tmp_path / "new")

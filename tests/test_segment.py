@@ -442,6 +442,34 @@ def test_a_4d_file_needs_an_order_unless_its_layout_tells_it(phantoms: Path, tmp
     assert find_images([str(loose)], order="t1,t1c,flair,t2")[0]["order"] == ["t1", "t1c", "flair", "t2"]
 
 
+def test_the_order_of_a_folder_of_4d_files_is_the_one_that_is_stated(phantoms: Path, tmp_path: Path) -> None:
+    one_file(phantoms, tmp_path / "imagesTr" / "p2.nii.gz", (0, 1, 2, 3))
+    assert find_images([str(tmp_path)])[0]["order"] == ["flair", "t1", "t1c", "t2"]
+    assert find_images([str(tmp_path)], order="t1,t1c,t2,flair")[0]["order"] == ["t1", "t1c", "t2", "flair"]
+    (tmp_path / "imagesTr").rename(tmp_path / "others")
+    with pytest.raises(ValueError, match="4-D files of other names must be named one by one, with --order"):
+        find_images([str(tmp_path)], order="t1,t1c,t2,flair")
+
+
+def test_a_file_of_an_incomplete_case_stands_for_what_its_folder_stands_for(phantoms: Path, tmp_path: Path) -> None:
+    case = copy_case(phantoms, tmp_path)
+    (case / "phantom_000_t2.nii.gz").unlink()
+    for allow_missing in (False, True):
+        of_folder = find_images([str(case)], allow_missing=allow_missing)
+        assert find_images([str(case / "phantom_000_t1.nii.gz")], allow_missing=allow_missing) == of_folder
+        assert of_folder[0].get("problems") == (None if allow_missing else "missing t2")
+
+
+def test_a_name_that_is_not_utf8_is_a_problem_of_its_case_alone(phantoms: Path, tmp_path: Path) -> None:
+    copy_case(phantoms, tmp_path)
+    odd = os.fsdecode(b"M\xfcller")
+    copy_case(phantoms, tmp_path / odd, 1)
+    fine, other = find_images([str(tmp_path)])
+    assert "problems" not in fine
+    assert other["problems"] == "the names of files and folders must be in UTF-8"
+    assert json.dumps(other, ensure_ascii=False).encode().count(rb"M\\xfcller") == 4
+
+
 @pytest.mark.parametrize(
     ("paths", "single", "message"),
     [

@@ -10,7 +10,7 @@ import pytest
 
 from omnet_monai.loading import LoadCased
 from omnet_monai.regions import SEQUENCES
-from omnet_monai.sequence_order import bright_ranks, likely_order, order_scores
+from omnet_monai.sequence_order import MARGIN, bright_ranks, likely_order, order_scores
 
 # Of 100 voxels: white matter, gray matter, fluid, edema, enhancing tumor or vessels; and how bright each sequence is.
 TISSUES = (45, 35, 10, 7, 3)
@@ -72,6 +72,16 @@ def test_a_score_is_the_sum_of_weighted_ranks_of_what_the_channels_are_said_to_b
     assert len(scores) == 24
     assert scores["t1", "t1c", "t2", "flair"] == ranks[0, 2]
     assert scores["t2", "flair", "t1c", "t1"] == ranks[3, 0]
+
+
+def test_a_wrong_order_is_noticed_though_many_voxels_share_the_highest_value() -> None:
+    image = make_brain()
+    for channel in image:
+        np.minimum(channel, np.percentile(channel[channel > 0], 90), out=channel)  # a tenth of the brain is saturated
+    assert np.isfinite(bright_ranks(image)).all()
+    order, margin = likely_order(exchange(image, (0, 2)))
+    assert order == ("t2", "t1c", "t1", "flair")
+    assert margin > MARGIN
 
 
 def test_an_order_is_not_told_from_a_handful_of_voxels() -> None:

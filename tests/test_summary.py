@@ -79,3 +79,13 @@ def test_one_case_has_a_difference_without_an_error() -> None:
     result = paired_differences(np.array([[0.5]]), np.array([[0.25]]))
     assert result.mean[0] == 0.25
     assert np.isnan(result.error[0])
+
+
+def test_scans_of_a_patient_do_not_count_as_independent_in_the_standard_error() -> None:
+    differences = np.array([[0.1], [0.3], [0.2]])
+    single = paired_differences(differences, np.zeros((3, 1)), ["a", "b", "c"])
+    assert single.error[0] == pytest.approx(0.1 / 3**0.5)
+    # Four equal scans of each patient say no more than one does.
+    four = paired_differences(np.repeat(differences, 4, 0), np.zeros((12, 1)), list(np.repeat(["a", "b", "c"], 4)))
+    assert (four.mean[0], four.error[0]) == (pytest.approx(single.mean[0]), pytest.approx(single.error[0]))
+    assert np.isnan(paired_differences(differences, np.zeros((3, 1)), ["a"] * 3).error[0])

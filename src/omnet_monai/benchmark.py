@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from omnet_monai.cost import machine
 from omnet_monai.demo import bundle_root, inference_config
 from omnet_monai.files import whole_file
+from omnet_monai.finding import find_cases
 from omnet_monai.inferers import AutocastInferer, has_bfloat16
-from omnet_monai.layouts import find_cases
 from omnet_monai.machine import convolution_seconds, machine_rates, seconds
 from omnet_monai.networks.folding import LAYOUTS, folded
 from omnet_monai.regions import REGIONS

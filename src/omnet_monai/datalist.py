@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omnet_monai.files import whole_file
-from omnet_monai.layouts import find_cases
+from omnet_monai.finding import find_cases, require_names
 from omnet_monai.regions import CLASS_NAMES, SCHEMES, SEQUENCES
 
 __all__ = ["datalist", "find_cases", "read_cases", "read_images", "read_scored_cases", "write_datalist"]
@@ -45,12 +45,13 @@ def write_datalist(
         The path written.
 
     Raises:
-        ValueError: if there is no complete case, for a split that names unknown or unlabeled cases or has a patient
-            on both sides, and for more folds than patients.
+        ValueError: if there is no complete case, for two cases of one name, for a split that names unknown or unlabeled
+            cases or has a patient on both sides, and for more folds than patients.
     """
     cases, messages = find_cases(directory, scheme)
     if not cases:
         raise ValueError(f"{directory} must hold a complete case, got {'; '.join(messages)}")
+    require_names(cases, f" of {directory}")
     output = Path(directory, "datalist.json") if output is None else Path(output)
     if split is None:
         training, test = [case for case in cases if "label" in case], [case for case in cases if "label" not in case]
@@ -59,7 +60,7 @@ def write_datalist(
     fold_of = _folds(training, folds, seed)
     base = Path(os.path.abspath(output)).parent
     content = {
-        "name": Path(directory).resolve().name,
+        "name": Path(os.path.abspath(directory)).name,
         "description": "brain tumor MRI; each case names its label scheme",
         "modality": {str(channel): name for channel, name in enumerate(SEQUENCES)},
         "labels": _label_names(cases),
@@ -89,20 +90,19 @@ def read_cases(
         The entries of the section, with absolute paths.
 
     Raises:
-        ValueError: if the file or the section does not exist, or no case is in the fold.
+        ValueError: if the file or the section does not exist, two cases have one name, or no case is in the fold.
     """
     if fold is None and held_out:
         return []
     path = Path(datalist)
-    if not path.is_file():
-        raise ValueError(f"datalist must be a JSON file, got {path}, which does not exist")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = _read_object("datalist", path)
     if not isinstance(content.get(section), list):
         known = [key for key, value in content.items() if isinstance(value, list)]
         raise ValueError(f"section must be one of {', '.join(known)} in {path}, got {section!r}")
     # Not load_decathlon_datalist: it makes a path of any value that happens to name one, as "case" names a folder.
     cases = [case if isinstance(case, dict) else {"image": case} for case in content[section]]
     cases = [_with_paths(case, Path(os.path.abspath(path)).parent, absolute=True) for case in cases]
+    require_names(cases, f" of {path}")
     if fold is None:
         return cases
     if not any(case.get("fold") == fold for case in cases):
@@ -174,18 +174,29 @@ def datalist(
         print(f"left out: {message}", file=sys.stderr)
     path = write_datalist(directory, output, folds, seed, split, scheme)
     training, test = read_cases(path), read_cases(path, "test")
-    for name, count in sorted(Counter(case["scheme"] for case in training + test).items()):
-        print(f"{name}: {count} cases")
-    for fold, count in sorted(Counter(case["fold"] for case in training).items()):
-        print(f"fold {fold}: {count} cases")
+    for key, prefix, cases in (("scheme", "", training + test), ("fold", "fold ", training)):
+        for value, count in sorted(Counter(case[key] for case in cases).items()):
+            patients = {case["patient"] for case in cases if case[key] == value}
+            print(f"{prefix}{value}: {count} cases of {len(patients)} patients")
     print(f"{len(training)} training, {len(test)} test: {path}")
+
+
+def _read_object(what: str, path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object."""
+    if not path.is_file():
+        raise ValueError(f"{what} must be a JSON file, got {path}, which does not exist")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{what} must be a JSON file, got {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} must be a JSON file of an object, got {path} with a {type(content).__name__}")
+    return content
 
 
 def _split(cases: list[dict[str, Any]], split: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Pick the cases that a split file names for training and for test."""
-    if not split.is_file():
-        raise ValueError(f"split must be a JSON file, got {split}, which does not exist")
-    names = json.loads(split.read_text(encoding="utf-8"))
+    names = _read_object("split", split)
     by_name = {case["case"]: case for case in cases}
     asked = [*names.get("training", []), *names.get("test", [])]
     unknown = [name for name in asked if "label" not in by_name.get(name, {})]
@@ -202,7 +213,10 @@ def _folds(training: list[dict[str, Any]], folds: int, seed: int) -> dict[str, i
     """Deal the patients to the folds in turn, after a seeded shuffle: fold sizes differ by one patient at most."""
     patients = sorted({case["patient"] for case in training})
     if patients and not 1 <= folds <= len(patients):
-        raise ValueError(f"folds must be between 1 and the number of training patients, {len(patients)}, got {folds}")
+        rule = "the patient of bare names such as t1.nii.gz is the first folder below that of all cases"
+        raise ValueError(
+            f"folds must be between 1 and the number of training patients, {len(patients)}, got {folds}; {rule}"
+        )
     random.Random(seed).shuffle(patients)
     return {patient: position % folds for position, patient in enumerate(patients)}
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omnet_monai.layouts import case_name, find_case, find_cases
+from omnet_monai.finding import find_case, find_cases, missing_or_twice, require_names
+from omnet_monai.layouts import case_name
 from omnet_monai.regions import SEQUENCES
 
 __all__ = ["file_states", "find_images"]
@@ -47,26 +47,15 @@ def find_images(
             raise ValueError(f"a case of four files needs --t1, --t1c, --t2 and --flair, lacks {', '.join(missing)}")
         files = [os.path.abspath(single[sequence]) if sequence in single else None for sequence in SEQUENCES]
         cases.append({"case": case_name([Path(file) for file in files if file]), "image": files})
-    for case in cases if allow_missing else ():
-        if case.get("problems", "").startswith("missing ") and ";" not in case["problems"]:
-            del case["problems"]
     if not cases:
         raise ValueError("segment needs cases: folders, 4-D files, or --t1, --t1c, --t2 and --flair, got none")
-    names: dict[str, Any] = {}
-    for case in cases:
-        if case["case"] in names:
-            both = f"{names[case['case']]} and {case['image']}"
-            raise ValueError(f"cases must have names of their own, got {case['case']} twice: {both}")
-        names[case["case"]] = case["image"]
-    return cases
+    require_names(cases)
+    return [_entry(case, allow_missing) for case in cases]
 
 
-def file_states(image: Any) -> list[list[int]]:
-    """Return size and time of change of the files that a case's image lists or, as one path, stands for."""
-    paths = [Path(path) for path in (image if isinstance(image, list) else [image]) if path]
-    if not isinstance(image, list):
-        with suppress(ValueError):  # a folder of no case or several, which reading tells better
-            paths += [file for files in find_case(image)[1].values() for file in files]
+def file_states(image: str | Sequence[str | None]) -> list[list[int]]:
+    """Return size and time of change of a case's files."""
+    paths = [Path(path) for path in ([image] if isinstance(image, str) else image) if path]
     stats = [path.stat() for path in paths if path.is_file()]
     return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
@@ -76,12 +65,38 @@ def _cases_of(path: Path, order: Sequence[str]) -> list[dict[str, Any]]:
     if not path.exists():
         raise ValueError(f"a case must be a folder or a file, got {path}, which does not exist")
     if path.is_dir():
-        found, _ = find_cases(path, partial=True)  # what is left out has a label map alone
+        try:
+            found, _ = find_cases(path, partial=True)  # what is left out has a label map alone
+        except ValueError as error:
+            raise ValueError(f"{error}; 4-D files of other names must be named one by one, with --order") from error
         if not found:
             raise ValueError(f"{path} must hold images of a case, got label maps alone")
-        return [{key: case[key] for key in ("case", "image", "order", "problems") if key in case} for case in found]
+        return [case | ({"order": list(order)} if order and "order" in case else {}) for case in found]
     case, files, known = find_case(path)
-    entry: dict[str, Any] = {"case": case, "image": str(path)}
-    if "image" in files and not (order or known):
-        entry["problems"] = f"order of the channels of {path} is not known: state it, as in --order flair,t1,t1c,t2"
-    return [entry | ({"order": list(order or known or ())} if "image" in files else {})]
+    if "image" not in files:
+        missing, twice = missing_or_twice(files)
+        listed = [str(files[sequence][0]) if sequence in files else None for sequence in SEQUENCES]
+        return [{"case": case, "image": listed, "missing": missing, "problems": twice}]
+    channels = list(order or known or ())
+    problems = f"order of the channels of {path} is not known: state it, as in --order flair,t1,t1c,t2"
+    return [{"case": case, "image": str(path), "order": channels, "problems": "" if channels else problems}]
+
+
+def _entry(case: dict[str, Any], allow_missing: bool) -> dict[str, Any]:
+    """Make the entry of a datalist, with everything that keeps the case from being segmented as its "problems"."""
+    image = case["image"]
+    entry = {
+        "case": _printable(case["case"]),
+        "image": _printable(image) if isinstance(image, str) else [file and _printable(file) for file in image],
+    }
+    entry |= {"order": case["order"]} if "order" in case else {}
+    problems = ["" if allow_missing else case.get("missing"), case.get("problems")]
+    if entry["image"] != image:
+        problems.append("the names of files and folders must be in UTF-8")
+    text = "; ".join(filter(None, problems))
+    return entry | ({"problems": text} if text else {})
+
+
+def _printable(name: str) -> str:
+    """Write out the bytes of a name that are not UTF-8, which no table, page or record could hold."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

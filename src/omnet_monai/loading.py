@@ -14,7 +14,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from omnet_monai.layouts import case_name, find_case, missing_or_twice, name_parts, stem
+from omnet_monai.finding import find_case, missing_or_twice
+from omnet_monai.layouts import case_name, label_scheme, name_parts, stem
 from omnet_monai.reading import file_error as _error
 from omnet_monai.reading import read_file
 from omnet_monai.regions import SEQUENCES, classes_from_codes
@@ -49,8 +50,8 @@ class LoadCased(Transform):
         label_key: key of the label map, which may be absent.
         order: the channels of a 4-D file, unless the case says so itself under "order"; ``None`` for MSD's order in
             MSD's folders and that of ``SEQUENCES`` elsewhere, which is logged. A list has the order of ``SEQUENCES``.
-        scheme: label scheme, a key of ``SCHEMES``, unless the case says so itself under "scheme"; ``None`` for labels
-            of unknown origin, in which 3 and 4 both mean enhancing.
+        scheme: label scheme, a key of ``SCHEMES``, unless the case says so itself under "scheme"; ``None`` for MSD's
+            scheme in MSD's folders and elsewhere for labels of unknown origin, in which 3 and 4 both mean enhancing.
 
     Raises:
         ValueError: if ``order`` is not a permutation of ``SEQUENCES``.
@@ -97,7 +98,8 @@ class LoadCased(Transform):
         result[self.image_key].meta["missing"] = ", ".join(missing)
         if self.label_key in data:
             file = Path(data[self.label_key])
-            label = read_label(case, file, data.get("scheme") or self.scheme, image.shape[1:], affine)
+            scheme = data.get("scheme") or self.scheme or label_scheme(file)
+            label = read_label(case, file, scheme, image.shape[1:], affine)
             result[self.label_key] = _with_meta(label, affine, case, file)
         return result
 
@@ -139,7 +141,7 @@ def _locate(image: Any, case: str | None) -> tuple[str, dict[str, Path], Sequenc
         name, found, order = find_case(path)
     except ValueError as error:
         raise ValueError(f"case {case or path.name}: {error}") from error
-    problems = "" if "image" in found else missing_or_twice(found)
+    problems = "" if "image" in found else "; ".join(filter(None, missing_or_twice(found)))
     if problems:
         raise _error(case or name, path, f"a file for each of {', '.join(SEQUENCES)} must be there, got {problems}")
     return case or name, {part: found[part][0] for part in (["image"] if "image" in found else SEQUENCES)}, order

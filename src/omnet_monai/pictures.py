@@ -171,8 +171,8 @@ def _draw_plane(
         for only, color in ((true & ~pred, TRUE), (pred & ~true, PREDICTED)):
             axis.imshow(_tint(only, color), aspect=up / across)
     for mask, color in ((true, TRUE), (pred, PREDICTED)):
-        if mask is not None and mask.any():
-            axis.contour(mask, levels=[0.5], colors=color, linewidths=1.1)
+        if mask is not None:
+            _outline(axis, mask, color, 1.1)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
@@ -196,8 +196,7 @@ def _draw_classes(
     for cls, color in CLASS_COLORS.items():
         mask = plane == cls
         axis.imshow(_tint(mask, color), aspect=up / across)
-        if mask.any():
-            axis.contour(mask, levels=[0.5], colors=color, linewidths=0.8)
+        _outline(axis, mask, color, 0.8)
     if doubt is not None:
         unsure = _slice(doubt, normal, position)
         tint = _tint(np.ones_like(unsure, dtype=bool), UNCERTAIN)
@@ -207,6 +206,12 @@ def _draw_classes(
     axis.text(0.01, 0.5, side, transform=axis.transAxes, color="white", fontsize=8)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
+
+
+def _outline(axis: Any, mask: np.ndarray, color: str, width: float) -> None:
+    """Draw the outline of a mask; there is none in a plane that a volume of few slices makes one voxel thick."""
+    if mask.any() and min(mask.shape) > 1:
+        axis.contour(mask, levels=[0.5], colors=color, linewidths=width)
 
 
 def _draw_legend(figure: Any, meanings: dict[str, str]) -> None:

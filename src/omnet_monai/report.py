@@ -97,7 +97,7 @@ class EvaluationLog:
         scores = _dice_of_cases(self.table)
         weights: list[Path] = getattr(engine.state, "weights", [])
         sha256 = "; ".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in weights) or "not from a file"
-        module = "omnet_monai" if "omnet_monai" in sys.argv[0] else "monai.bundle"
+        module = "omnet_monai" if Path(sys.argv[0]).parent.name == "omnet_monai" else "monai.bundle"
         command = shlex.join(["python", "-m", module, *sys.argv[1:]])
         line = [datetime.now(UTC).strftime("%Y-%m-%d"), _commit(), command, sha256, scores]
         lines = _read_rows(self.path) if self.path.exists() else []
@@ -140,10 +140,14 @@ def _read_rows(path: Path) -> list[list[str]]:
 
 def _commit() -> str:
     """Return the short hash of the checkout's commit, with a mark if it was changed; "unknown" outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        _git("ls-files", "--error-unmatch", __file__)  # else the package is installed below somebody else's checkout
+        commit, changed = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+    return commit + ("+changes" if changed else "")
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -129,7 +129,8 @@ class Results:
         if not self.compared:
             raise ValueError(f"{self.other} must share a scored case with this evaluation, has {', '.join(others)}")
         second = np.array([[others[name][column] for column in COLUMNS] for name in self.compared])
-        self.differences = paired_differences(self._table([own[name] for name in self.compared]), second)
+        first = [own[name] for name in self.compared]
+        self.differences = paired_differences(self._table(first), second, [case.patient for case in first])
 
     @staticmethod
     def _table(cases: Sequence[CaseScore]) -> np.ndarray:

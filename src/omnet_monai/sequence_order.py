@@ -70,7 +70,8 @@ def bright_ranks(image: np.ndarray) -> np.ndarray:
         raise ValueError(f"the order of sequences is told from at least 100 voxels of brain, got {len(inside)}")
     voxels = image.reshape(len(image), -1)[:, inside[:: max(len(inside) // VOXELS, 1)]]
     ranks = rankdata(voxels, axis=1) / voxels.shape[1]
-    return np.stack([ranks[:, channel >= 1 - BRIGHT].mean(1) for channel in ranks])
+    # Where many voxels share the highest value, as in saturated images, their mean rank is lower than that.
+    return np.stack([ranks[:, channel >= min(1 - BRIGHT, channel.max())].mean(1) for channel in ranks])
 
 
 def order_scores(ranks: np.ndarray, weights: np.ndarray | None = None) -> dict[tuple[str, ...], float]:

@@ -41,8 +41,8 @@ class Differences:
     Attributes:
         cases: difference of each case, shape ``(cases, columns)``.
         mean: mean over the cases, shape ``(columns,)``.
-        error: standard error of the mean, shape ``(columns,)``; NaN for a single case. A mean of less than twice this
-            is not told from 0.
+        error: standard error of the mean, shape ``(columns,)``; NaN for a single patient. A mean of less than twice
+            this is not told from 0.
     """
 
     cases: np.ndarray
@@ -75,18 +75,25 @@ def summarize(scores: np.ndarray, patients: Sequence[str], seed: int = 0) -> Sum
     return Summary(mean, low, high, interval=True)
 
 
-def paired_differences(scores: np.ndarray, others: np.ndarray) -> Differences:
+def paired_differences(scores: np.ndarray, others: np.ndarray, patients: Sequence[str] | None = None) -> Differences:
     """
     Compare two sets of scores of the same cases.
 
     Args:
         scores: shape ``(cases, columns)``, at least one case.
         others: the scores subtracted, same cases and columns.
+        patients: the patient of each case, whose scans are not independent of each other; ``None`` if each case has
+            its own.
 
     Returns:
         Differences of the cases, their means and standard errors.
     """
     cases = scores - others
-    number = len(cases)
-    error = cases.std(0, ddof=1) / np.sqrt(number) if number > 1 else np.full(cases.shape[1], np.nan)
-    return Differences(cases, cases.mean(0), error)
+    mean = cases.mean(0)
+    names, owners = np.unique(np.arange(len(cases)) if patients is None else np.asarray(patients), return_inverse=True)
+    if len(names) == 1:
+        return Differences(cases, mean, np.full(cases.shape[1], np.nan))
+    # What a patient's cases add to the sum of all: the variance of a sum of independent ones.
+    shares = (owners == np.arange(len(names))[:, None]) @ (cases - mean)
+    error = np.sqrt((shares**2).sum(0) * len(names) / (len(names) - 1)) / len(cases)
+    return Differences(cases, mean, error)
