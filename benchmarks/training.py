@@ -41,7 +41,7 @@ def training(directory: str, epochs: int = 3, cases: int = 0, prepare: bool = Fa
         "bundle_root": str(folder),
         "dataset_dir": directory,
         "train#trainer#max_epochs": epochs,
-        "val_interval": epochs + 1,
+        "validate#dataset#data": [],
     }
     parser.update({**out, "curriculum#milestones": None, **overrides})
     logging.disable(logging.INFO)

@@ -174,10 +174,24 @@ def test_the_same_seed_gives_the_same_batch_and_the_input_is_left_alone() -> Non
     assert torch.equal(label, before[1])
 
 
-@pytest.mark.parametrize("name", ["affine_prob", "flip_prob", "zoom", "blur_prob", "drop_prob"])
-def test_a_share_beyond_one_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["affine_prob", "flip_prob", "blur_prob", "drop_prob"])
+def test_a_probability_beyond_one_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got 1.5"):
         BatchAugmentation((4, 4, 4), **{name: 1.5})
+
+
+@pytest.mark.parametrize("zoom", [1.0, -0.1], ids=str)
+def test_a_zoom_that_leaves_nothing_of_a_side_is_refused(zoom: float) -> None:
+    with pytest.raises(ValueError, match=rf"zoom must be in \[0, 1\), got {zoom}"):
+        BatchAugmentation((4, 4, 4), zoom=zoom)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "rotation"), [((4, 4, 4), [0.1, 0.2]), ((4, 4), [0.1] * 3), ((4, 4, 4), [[0.1] * 3])], ids=str
+)
+def test_angles_of_another_number_of_planes_are_refused(spatial: tuple[int, ...], rotation: list) -> None:
+    with pytest.raises(ValueError, match=r"rotation must be one angle or one for each of \[\(0, 1\).*\], got \["):
+        BatchAugmentation(spatial, rotation=rotation)
 
 
 @pytest.mark.parametrize("name", ["blur", "gamma"])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import ignite.distributed as idist
 import numpy as np
@@ -14,8 +15,8 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset, MetaTensor
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import CheckpointLoader, IgniteMetricHandler, LrScheduleHandler, ValidationHandler, from_engine
+from monai.engines import Evaluator, SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import CheckpointLoader, IgniteMetricHandler, LrScheduleHandler, from_engine
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.metrics import DiceMetric
 from monai.optimizers import WarmupCosineSchedule
@@ -32,6 +33,7 @@ from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS
 from omnet_monai.report import CaseTable
 from omnet_monai.sampling import EpochDataset, EpochSeedHandler
 from omnet_monai.transforms import LabelsToRegionsd, RandCropByTaskd, RegionsToLabelsd
+from omnet_monai.validation import ValidationToTheEnd
 from omnet_monai.weights import ModelFile, SaveBest, SaveLast, StrictCheckpointLoader, load_weights
 
 # Two workers are meant, also where there is one core.
@@ -211,7 +213,9 @@ def test_the_last_network_is_saved_unless_a_validation_chose_one(tmp_path: Path,
     model_file.best_metric = best
     trainer = Engine(lambda engine, batch: None)
     SaveLast(model_file).attach(trainer)
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: list(tmp_path.iterdir()) and pytest.fail("too early"))
+    trainer.add_event_handler(
+        Events.EPOCH_STARTED(once=2), lambda: list(tmp_path.iterdir()) and pytest.fail("too early")
+    )
     trainer.run([0], max_epochs=2)
     assert model_file.path.is_file() == saved
 
@@ -323,6 +327,41 @@ def test_a_checkpoint_is_written_at_the_end_of_each_epoch(tmp_path: Path) -> Non
     assert epochs == [1, 2, 3, 4]
 
 
+def test_a_run_whose_last_weights_could_not_be_written_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train() -> SimpleNamespace:
+        run = make_run(tmp_path)
+        run.checkpoint.start(run.trainer)
+        # In the order of train.json.
+        SaveLast(run.parts["model_file"]).attach(run.trainer)
+        SaveCheckpoint(run.checkpoint).attach(run.trainer)
+        run.started_after = run.trainer.state.epoch
+        run.trainer.run([0] * 5)
+        return run
+
+    with monkeypatch.context() as full:
+        full.setattr(ModelFile, "save", Mock(side_effect=OSError("disk is full")))
+        with pytest.raises(OSError, match="disk is full"):
+            train()
+    again = train()
+    assert again.started_after == 3
+    assert again.parts["model_file"].path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "expected"), [(6, [2, 4, 6]), (5, [2, 4, 5]), (1, [1])], ids=["a multiple", "none", "shorter"]
+)
+def test_the_last_epoch_is_validated_once_whatever_the_interval(max_epochs: int, expected: list[int]) -> None:
+    evaluator = Evaluator(torch.device("cpu"), [0])
+    validated: list[int] = []
+    evaluator.run = validated.append  # the trainer's epoch
+    trainer = Engine(lambda engine, batch: None)
+    ValidationToTheEnd(evaluator, interval=2).attach(trainer)
+    trainer.run([0], max_epochs=max_epochs)
+    assert validated == expected
+
+
 def make_cases() -> list[dict[str, Any]]:
     """Make three cases with noise for an image and nested boxes for a tumor; the last has no core."""
     cases = []
@@ -388,7 +427,7 @@ def make_training(folder: Path, num_workers: int, seed: int) -> SimpleNamespace:
             EpochSeedHandler(patches),
             CurriculumHandler(curriculum, loss_function),
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
-            ValidationHandler(interval=1, validator=evaluator),
+            ValidationToTheEnd(evaluator, interval=1),
             SaveLast(model_file),
             SaveCheckpoint(saved),
         ],

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import ignite.distributed as idist
 import pytest
 import torch
 from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
@@ -297,17 +298,35 @@ def test_the_papers_learning_rate_halves_every_80000_steps() -> None:
         ([], {"learning_rate": 0.01}),
         ([], {"patch_size": [16, 16, 16]}),
         ([], {"steps_per_epoch": 40}),
+        ([], {"weights": "model.pt"}),
+        ([], {"channel_order": ["flair", "t1", "t1c", "t2"]}),
+        ([], {"max_gradient_norm": 1.0}),
+        ([], {"curriculum#min_change": 0.1}),
+        ([], {"train#augmentation#shift": 0.1}),
+        (["paper.json"], {"train#augmentation#flip_prob": 0.5}),
     ],
     ids=str,
 )
 def test_another_recipe_is_another_run(phantoms: Path, files: list[str], settings: dict[str, Any]) -> None:
     """By ``checkpoint#identity``; what differs in the network's shapes, such as se.json, needs nothing there."""
+    assert identity(phantoms, [], {}) == identity(phantoms, [], {})
+    assert identity(phantoms, files, settings) != identity(phantoms, [], {})
+    assert not settings or identity(phantoms, files, settings) != identity(phantoms, files, {})
 
-    def identity(files: list[str], settings: dict[str, Any]) -> Any:
-        parser = read("train.json", *files)
-        parser.update({"dataset_dir": str(phantoms), **settings})
-        return parser.get_parsed_content("checkpoint#identity")
 
-    assert identity([], {}) == identity([], {})
-    assert identity(files, settings) != identity([], {})
-    assert not settings or identity(files, settings) != identity(files, {})
+def test_another_number_of_processes_is_another_run(phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+    two = identity(phantoms, ["multi_gpu_train.json"], {})
+    monkeypatch.setattr(idist, "get_world_size", lambda: 3)
+    assert identity(phantoms, ["multi_gpu_train.json"], {}) != two
+
+
+def test_what_makes_a_run_has_the_same_text_in_another_process(phantoms: Path) -> None:
+    assert " at 0x" not in identity(phantoms, [], {})
+
+
+def identity(phantoms: Path, files: list[str], settings: dict[str, Any]) -> str:
+    """As a checkpoint takes it."""
+    parser = read("train.json", *files)
+    parser.update({"dataset_dir": str(phantoms), **settings})
+    return json.dumps(parser.get_parsed_content("checkpoint#identity"), default=str)

@@ -122,14 +122,11 @@ def whole(phantoms: Path, cases: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def test_both_processes_end_with_the_same_parameters_and_the_first_ones_buffers_are_saved(whole: Path) -> None:
+def test_both_processes_end_with_the_same_network_which_is_saved(whole: Path) -> None:
     first, second, saved = load(whole / "rank0.pt"), load(whole / "rank1.pt"), load(whole / "model.pt")
-    parameters = [name for name, _ in OMNet(features=(4, 4, 8, 8)).named_parameters()]
-    assert parameters
-    assert all(torch.equal(first[name], second[name]) for name in parameters)
+    assert equal(first, second)  # each process saw its own patches, up to the validation after the last epoch
     means = [name for name in first if name.endswith("running_mean")]
-    # Each process saw its own patches after the last validation.
-    assert not any(torch.equal(first[name], second[name]) for name in means)
+    assert means
     assert all(torch.equal(first[name], saved[name]) for name in means)
     assert equal(load(whole / "run" / "checkpoint.pt")["network"], first)
 

@@ -21,7 +21,7 @@ LAYERS = (
     "networks.blocks networks.folding sequence_order checks layouts finding images losses cropping transforms"
     " postprocessing edema reading loading sampling datalist phantom inferers optimization exported distributed metrics"
     " measures uncertainty summary augmentation caching lesions",
-    "networks.nets networks.cascade networks curriculum weights checkpoint",
+    "networks.nets networks.cascade networks curriculum weights checkpoint validation",
     "report results pictures page scoring tracking cost demo variants comparison budget ablation packaging export zoo"
     " machine rivals timing benchmark segmentation overview outputs segment __main__",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
@@ -14,6 +15,7 @@ __all__ = ["BatchAugmentation"]
 CONVOLUTIONS = {2: F.conv2d, 3: F.conv3d}
 
 
+@dataclass
 class BatchAugmentation:
     """
     Turn, scale, mirror, blur and re-weigh each patch of a batch on its own (ours; the release shows no augmentation).
@@ -42,36 +44,35 @@ class BatchAugmentation:
             missing one is at inference, in [0, 1].
 
     Raises:
-        ValueError: for a probability or a zoom outside its range, and for a negative ``blur`` or ``gamma``.
+        ValueError: for a probability or a zoom outside its range, for a negative ``blur`` or ``gamma``, and for a
+            ``rotation`` of another number of planes.
     """
 
-    def __init__(
-        self,
-        spatial_size: Sequence[int],
-        affine_prob: float = 0.0,
-        rotation: float | Sequence[float] = 0.0,
-        zoom: float = 0.0,
-        flip_prob: float = 0.5,
-        blur_prob: float = 0.0,
-        blur: float = 0.0,
-        gamma: float = 0.0,
-        scale: float = 0.0,
-        shift: float = 0.0,
-        drop_prob: float = 0.0,
-    ) -> None:
-        shares = {"affine_prob": affine_prob, "zoom": zoom, "flip_prob": flip_prob, "blur_prob": blur_prob}
-        for name, value in (shares | {"drop_prob": drop_prob}).items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
-        for name, value in {"blur": blur, "gamma": gamma}.items():
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
-        self.spatial_size = tuple(spatial_size)
+    spatial_size: Sequence[int]
+    affine_prob: float = 0.0
+    rotation: float | Sequence[float] = 0.0
+    zoom: float = 0.0
+    flip_prob: float = 0.5
+    blur_prob: float = 0.0
+    blur: float = 0.0
+    gamma: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    drop_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("affine_prob", "flip_prob", "blur_prob", "drop_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.zoom < 1:
+            raise ValueError(f"zoom must be in [0, 1), got {self.zoom}")
+        for name in ("blur", "gamma"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         self.planes = list(combinations(range(len(self.spatial_size)), 2))
-        self.rotation = torch.as_tensor(rotation, dtype=torch.float32).expand(len(self.planes))
-        self.affine_prob, self.zoom, self.flip_prob = affine_prob, zoom, flip_prob
-        self.blur_prob, self.blur, self.gamma = blur_prob, blur, gamma
-        self.scale, self.shift, self.drop_prob = scale, shift, drop_prob
+        self.angles = torch.as_tensor(self.rotation, dtype=torch.float32)
+        if self.angles.shape not in ((), (len(self.planes),)):
+            raise ValueError(f"rotation must be one angle or one for each of {self.planes}, got {self.rotation}")
 
     def __call__(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -110,7 +111,7 @@ class BatchAugmentation:
         """From a patch's voxels to those of the larger one it is sampled from, both about their centers."""
         dims = len(self.spatial_size)
         zooms = 1 + self.zoom * (1 - 2 * torch.rand(number, dims))
-        angles = self.rotation * (1 - 2 * torch.rand(number, len(self.planes)))
+        angles = self.angles * (1 - 2 * torch.rand(number, len(self.planes)))
         matrices = torch.diag_embed(zooms)
         for plane, (a, b) in enumerate(self.planes):
             turn = torch.eye(dims).repeat(number, 1, 1)

@@ -36,7 +36,7 @@ def train_once(folder: Path, epochs: int, config_file: Sequence[str], settings: 
         done = _epochs_done(folder / "run" / "checkpoint.pt")
         start = clock()
         settings = settings | {"ckpt_dir": str(folder), "run_dir": str(folder / "run")}
-        settings |= {"train#trainer#max_epochs": epochs, "val_interval": epochs + 1}
+        settings |= {"train#trainer#max_epochs": epochs, "validate#dataset#data": []}
         run(config_file=list(config_file), **settings)
         # Of an interrupted training the last part is known; the rest is taken to have been as fast.
         seconds = (clock() - start) * epochs / (epochs - done % epochs)

@@ -30,7 +30,8 @@ class RunCheckpoint:
         path: where to write.
         parts: what to save and restore by ``state_dict`` and ``load_state_dict``; ``network`` and ``curriculum`` among
             them.
-        identity: what makes a run the same run, beside the network's shapes: its data list and number of epochs.
+        identity: what makes a run the same run, beside the network's shapes: its data list and all settings that
+            change its result. What JSON does not know counts by its text, which must be the same in another process.
     """
 
     def __init__(self, path: str | Path, parts: dict[str, Any], identity: Any) -> None:

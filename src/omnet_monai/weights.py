@@ -151,7 +151,7 @@ class SaveBest:
 
 class SaveLast:
     """
-    Save the network at the end of training, unless validation already chose one.
+    Save the network after the last epoch, unless validation already chose one.
 
     Args:
         model_file: where to save.
@@ -161,12 +161,12 @@ class SaveLast:
         self.model_file = model_file
 
     def attach(self, engine: Engine) -> None:
-        """Register with the trainer."""
-        engine.add_event_handler(Events.COMPLETED, self)
+        """Register with the trainer, after validation and before the checkpoint that calls the run finished."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Save the last weights."""
-        if self.model_file.best_metric == float("-inf"):
+        if engine.state.epoch == engine.state.max_epochs and self.model_file.best_metric == float("-inf"):
             self.model_file.save()
             logger.info(f"No validation chose a network: saved the last one as {self.model_file.path}.")
 
