@@ -20,6 +20,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, SpatialCrop
 
+from omnet_monai import __main__ as command_line
 from omnet_monai.demo import inference_config
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
@@ -172,6 +173,18 @@ def test_what_segment_did_not_write_is_not_replaced(small_bundle: Path, phantoms
     assert json.loads((tmp_path / "datalist.json").read_text()) == {"training": []}
 
 
+@pytest.mark.parametrize("name", ["index.html", "segmentation.csv", "records", "pictures", "phantom_000_seg.nii.gz"])
+def test_a_folder_with_names_that_segment_writes_is_refused_unless_segment_wrote_it(
+    segmented: Path, small_bundle: Path, phantoms: Path, tmp_path: Path, name: str
+) -> None:
+    source, out = segmented / name, tmp_path / "out"  # such as an evaluation's label map, which says the same of itself
+    out.mkdir()
+    shutil.copytree(source, out / name) if source.is_dir() else shutil.copy(source, out / name)
+    with pytest.raises(ValueError, match=rf"{name} must not be replaced, as segment did not write it"):
+        segment(str(phantoms / "phantom_000"), output=str(out), bundle=str(small_bundle))
+    assert [path.name for path in out.iterdir()] == [name]
+
+
 @pytest.mark.parametrize("name", ["datalist", "output_dir", "num_workers", "dataset_dir"])
 def test_what_segment_sets_itself_is_refused(small_bundle: Path, phantoms: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="are segment's own: name CASES, --output and --workers instead"):
@@ -281,8 +294,10 @@ def test_a_run_is_taken_up_where_it_ended_and_its_table_is_of_all_cases(
         "[1/1] phantom_001"
     ]
     assert (tmp_path / "phantom_000_seg.nii.gz").stat().st_mtime_ns == first
-    run(small_bundle, *two, output=tmp_path, resume=True, scheme="brats2017")  # other settings: nothing is kept
-    assert (tmp_path / "phantom_000_seg.nii.gz").stat().st_mtime_ns > first
+    with pytest.raises(ValueError, match="phantom_000 of a run with other settings: label_scheme brats2023, now msd; "):
+        run(small_bundle, *two, output=tmp_path, resume=True, scheme="msd")
+    assert (tmp_path / "phantom_000_seg.nii.gz").stat().st_mtime_ns == first
+    assert len(list((tmp_path / "records").iterdir())) == 2
 
 
 def test_another_order_or_a_changed_file_is_segmented_anew(
@@ -341,9 +356,10 @@ def test_inputs_are_left_as_they_are_though_they_cannot_be_written(
         ({"device": "cuda:99"}, "device must be one that torch finds here, got 'cuda:99'"),
         ({"order": "t1,t2"}, "order must be a permutation of t1,t1c,t2,flair, got t1,t2"),
         ({"shceme": "msd"}, r"options must be those of segment or ids of inference\.json, segment\.json, got shceme"),
+        ({"save_uncertainty": "False "}, "--save_uncertainty must be True or False, got 'False '"),
         ({"bundle": "nowhere"}, r"the bundle must hold configs/train\.json, got nowhere; name it with --bundle"),
     ],
-    ids=["scheme", "naming", "presets", "device", "order", "slip", "bundle"],
+    ids=["scheme", "naming", "presets", "device", "order", "slip", "switch of a config", "bundle"],
 )
 def test_an_argument_that_cannot_be_is_refused_before_anything_is_written(
     settings: dict[str, Any], message: str, phantoms: Path, small_bundle: Path, tmp_path: Path
@@ -357,7 +373,24 @@ def test_weights_of_another_network_are_the_fault_of_no_case(
     phantoms: Path, small_bundle: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="belong to another network"):
-        run(small_bundle, phantoms, output=tmp_path, **{"network_def#features": [4, 4, 4, 4]})
+        segment(
+            str(phantoms),
+            output=str(tmp_path / "out"),
+            bundle=str(small_bundle),
+            **{"network_def#features": [4, 4, 4, 4]},
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_there_leave_what_is_finished(
+    segmented: Path, phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(segmented, tmp_path / "out"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=r"weights must be a file, got typo\.pt"):
+            run(small_bundle, phantoms / "phantom_000", output=out, checkpoint_path="typo.pt", resume=resume)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_case_failed(
@@ -377,6 +410,62 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
     assert first.startswith("[1/2] phantom_000: failed: case phantom_000: ")
     assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s; warning: brain: ", second)
     assert (tmp_path / "out put" / "phantom_001_seg.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--fast", "A", "B"], "fast", "A"),
+        (["A", "--tta", "false"], "tta", "false"),
+        (["A", "--resume=1"], "resume", 1),
+        (["--save_uncertainty", "A", "B"], "save_uncertainty", "A"),
+    ],
+    ids=["a case", "false", "1", "a switch of a config"],
+)
+def test_a_switch_takes_no_case_and_no_other_text(
+    words: list[str],
+    name: str,
+    value: str | int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["omnet_monai", "segment", *words, "--output", "out"])
+    with pytest.raises(SystemExit, match="1"):
+        command_line.main()
+    rule = "write cases and folders before the switches"
+    assert capsys.readouterr().err == f"error: --{name} must be True or False, got {value!r}: {rule}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_cases_and_texts_are_paths_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def verb(
+        *cases: str, output: str, t1: str | None = None, workers: int = 0, tta: bool = False, **overrides: Any
+    ) -> None:
+        given.update(cases=cases, output=output, t1=t1, workers=workers, tta=tta, overrides=overrides)
+
+    (tmp_path / "4").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command_line, "segment", verb)
+    words = ["4", "a,b", "--output", "4", "--workers", "4", "--overlap", "4", "--tta"]
+    monkeypatch.setattr(sys, "argv", ["omnet_monai", "verb", *words])
+    command_line.main()
+    assert given == {
+        "cases": ("4", "a,b"), "output": "4", "t1": None, "workers": 4, "tta": True, "overrides": {"overlap": 4},
+    }  # fmt: skip
+
+
+def test_a_misspelled_option_is_refused_before_a_verb_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(predictions: str, datalist: str, scheme: str | None = None) -> None:
+        raise AssertionError("was called")
+
+    monkeypatch.setattr(command_line, "score", score)
+    monkeypatch.setattr(sys, "argv", ["omnet_monai", "score", "a", "b", "--shceme", "msd"])
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main()
 
 
 def test_a_case_without_a_sequence_is_segmented_on_request_alone_and_every_output_says_so(

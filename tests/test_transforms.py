@@ -17,12 +17,14 @@ from omnet_monai.loading import LoadCased
 from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS, REGIONS, SCHEMES
 from omnet_monai.transforms import (
     InvertToLabelsd,
+    LabelMapWriter,
     LabelsToRegionsd,
     MoveThresholdsd,
     RandCropByTaskd,
     RegionsToLabelsd,
     case_name,
     nonzero,
+    written_here,
 )
 
 SHAPE = (24, 20, 12)
@@ -362,3 +364,23 @@ def test_moved_thresholds_draw_the_same_line_and_keep_what_is_known_of_the_image
 def test_thresholds_that_are_none_are_refused(thresholds: list[float]) -> None:
     with pytest.raises(ValueError, match=r"one number in \(0, 1\) for WT, TC, ET, got"):
         MoveThresholdsd("pred", thresholds=thresholds)
+
+
+def test_a_file_that_was_not_written_here_is_not_replaced(tmp_path: Path) -> None:
+    label = np.zeros((1, 2, 3, 4), np.uint8)
+
+    def write(path: Path) -> None:
+        writer = LabelMapWriter()
+        writer.set_data_array(label, channel_dim=0)
+        writer.set_metadata({"affine": np.eye(4), "missing": "t2"}, resample=False)
+        writer.write(path)
+
+    for _ in range(2):
+        write(tmp_path / "own_seg.nii.gz")
+    truth = tmp_path / "p_seg.nii.gz"
+    nib.save(nib.Nifti1Image(label[0], np.eye(4)), truth)
+    before = truth.read_bytes()
+    with pytest.raises(ValueError, match=r"p_seg\.nii\.gz must not be replaced, as it was not written here"):
+        write(truth)
+    assert truth.read_bytes() == before
+    assert [written_here(tmp_path / name) for name in ("own_seg.nii.gz", "p_seg.nii.gz")] == [True, False]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial, wraps
 from inspect import signature
+from typing import Any
 
 import fire
-from fire.decorators import SetParseFns
+from fire.decorators import SetParseFn
 
 from omnet_monai.ablation import ablate
 from omnet_monai.benchmark import benchmark
@@ -18,7 +20,7 @@ from omnet_monai.export import export
 from omnet_monai.packaging import package
 from omnet_monai.sampling import first_cause
 from omnet_monai.scoring import score
-from omnet_monai.segment import segment
+from omnet_monai.segment import require_switches, segment
 from omnet_monai.zoo import check
 
 USERS = (ImportError, ValueError, TypeError, OSError)
@@ -38,18 +40,38 @@ def phantom(
     print(f"{len(read_cases(path))} training, {len(read_cases(path, 'test'))} test: {path}")
 
 
-def _keeping_texts(verb: Callable[..., None]) -> Callable[..., None]:
-    """Let arguments that are text stay as they are typed: Fire would read a folder called 2024 as a number."""
-    parameters = signature(verb).parameters.values()
-    texts = [p.name for p in parameters if p.annotation in ("str", "str | None") and p.kind is not p.VAR_POSITIONAL]
-    return SetParseFns(**dict.fromkeys(texts, lambda text: None if text == "None" else text))(verb)
+def _noting(verb: Callable[..., None], calls: list[Callable[[], None]]) -> Callable[..., None]:
+    """
+    Make what Fire calls: it notes the call, as Fire tells of an option that a verb does not have only after calling.
+
+    Arguments that are text stay as they are typed: Fire would read a folder called 2024 as a number.
+    """
+    parameters = signature(verb).parameters
+    # Fire calls an argument that is one of many, such as a case, None.
+    texts = [
+        None if parameter.kind is parameter.VAR_POSITIONAL else name
+        for name, parameter in parameters.items()
+        if parameter.annotation in ("str", "str | None")
+    ]
+
+    @SetParseFn(lambda text: None if text == "None" else text, *texts)
+    @wraps(verb)
+    def note(*args: Any, **options: Any) -> None:
+        given = signature(verb).bind(*args, **options).arguments
+        require_switches({name: value for name, value in given.items() if parameters[name].annotation == "bool"})
+        calls.append(partial(verb, *args, **options))
+
+    return note
 
 
 def main() -> None:
     """Run one verb; an error of the user's is one line on stderr and exit status 1."""
     try:
         verbs = (ablate, benchmark, check, datalist, demo, export, package, phantom, score, segment)
-        fire.Fire({verb.__name__: _keeping_texts(verb) for verb in verbs}, name="python -m omnet_monai")
+        calls: list[Callable[[], None]] = []
+        fire.Fire({verb.__name__: _noting(verb, calls) for verb in verbs}, name="python -m omnet_monai")
+        for call in calls:
+            call()
     except (*USERS, RuntimeError) as error:
         cause = first_cause(error)  # MONAI wraps the error of a bundle's run
         if os.environ.get("OMNET_DEBUG") or not isinstance(cause, USERS):

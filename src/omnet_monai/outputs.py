@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import nibabel
-
 from omnet_monai.files import whole_file
-from omnet_monai.reading import UNREADABLE
-from omnet_monai.segmentation import NOTICE, read_record, state_of
-from omnet_monai.transforms import DESCRIPTION
+from omnet_monai.overview import write_overview
+from omnet_monai.report import write_csv
+from omnet_monai.segmentation import COLUMNS, NOTICE, CaseRecord, read_record, state_of
+from omnet_monai.transforms import written_here
 
-__all__ = ["clear_case", "prepare_output"]
+__all__ = ["clear_case", "prepare_output", "sum_up"]
+
+NAMES = ("index.html", "segmentation.csv", "segmentation.json", "records", "pictures", "uncertainty", "probabilities")
+"""What segment writes beside ``datalist.json`` and the label maps."""
 
 
 def prepare_output(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any], resume: bool) -> None:
@@ -25,18 +28,22 @@ def prepare_output(out: Path, cases: Sequence[dict[str, Any]], settings: dict[st
         out: the folder.
         cases: all cases that are to be segmented.
         settings: what their label maps depend on, with "output_postfix" among it.
-        resume: whether to keep what an earlier run finished with the same settings and files.
+        resume: whether to keep what an earlier run finished with the same files.
 
     Raises:
-        ValueError: if a file that is in the way was not written by segment; nothing is changed then.
+        ValueError: if a file that is in the way was not written by segment, and for a run to resume that had other
+            settings; nothing is changed then.
     """
     settings = json.loads(json.dumps(settings))
-    for path in (_label_map(out, case["case"], settings) for case in cases):
-        if path.exists() and not _written_by_segment(path):
-            raise ValueError(f"{path} must not be replaced, as segment did not write it: choose another --output")
     datalist = out / "datalist.json"
-    if datalist.is_file() and "settings" not in json.loads(datalist.read_text(encoding="utf-8")):
-        raise ValueError(f"{datalist} must not be replaced, as segment did not write it: choose another --output")
+    own = _is_own(datalist)
+    maps = [_label_map(out, case["case"], settings) for case in cases]
+    foreign = [path for path in maps if path.exists() and not (own and written_here(path))]
+    foreign += [path for path in (datalist, *(out / name for name in NAMES)) if path.exists() and not own]
+    if foreign:
+        raise ValueError(f"{foreign[0]} must not be replaced, as segment did not write it: choose another --output")
+    if resume:
+        _require_settings(out, cases, settings)
     left = [case for case in cases if not (resume and _finished(out, case, settings))]
     for case in left:
         (out / "records" / f"{case['case']}.json").unlink(missing_ok=True)
@@ -53,6 +60,45 @@ def clear_case(out: Path, case: str, settings: dict[str, Any]) -> None:
         path.unlink(missing_ok=True)
 
 
+def sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
+    """Write the table and the page of all cases, and return the names of those that failed."""
+    records = [
+        read_record(out / "records" / f"{case['case']}.json")
+        or CaseRecord(case["case"], case["image"], "not segmented: the run ended before")
+        for case in cases
+    ]
+    rows: list[list[str | float]] = [
+        [r.case, *(r.measures.get(name, "") for name in COLUMNS), r.error, "; ".join(r.warnings), r.seconds, r.notice]
+        for r in records
+    ]
+    header = ["case", *COLUMNS, "error", "warnings", "seconds", "notice"]
+    write_csv(out / "segmentation.csv", header, rows)
+    content = {"notice": NOTICE, "cases": [asdict(record) for record in records]}
+    with whole_file(out / "segmentation.json") as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_overview(out / "index.html", records, out / "pictures")
+    return [record.case for record in records if record.error]
+
+
+def _is_own(datalist: Path) -> bool:
+    """Tell segment's datalist, which has the settings, from any other."""
+    try:
+        return "settings" in json.loads(datalist.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _require_settings(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any]) -> None:
+    """Refuse to resume a run of other settings, which would have to do everything again."""
+    for record in filter(None, (read_record(out / "records" / f"{case['case']}.json") for case in cases)):
+        then = {name: value for name, value in record.settings.items() if name not in ("order", "files")}
+        names = [name for name in sorted(then | settings) if then.get(name) != settings.get(name)]
+        if names and not record.error:
+            others = "; ".join(f"{name} {then.get(name)}, now {settings.get(name)}" for name in names)
+            rule = "without --resume everything is done again"
+            raise ValueError(f"{out} has case {record.case} of a run with other settings: {others}; {rule}")
+
+
 def _finished(out: Path, case: dict[str, Any], settings: dict[str, Any]) -> bool:
     earlier = read_record(out / "records" / f"{case['case']}.json")
     if earlier is None or earlier.error or not _label_map(out, case["case"], settings).is_file():
@@ -62,11 +108,3 @@ def _finished(out: Path, case: dict[str, Any], settings: dict[str, Any]) -> bool
 
 def _label_map(out: Path, case: str, settings: dict[str, Any]) -> Path:
     return out / f"{'_'.join(filter(None, [case, settings['output_postfix']]))}.nii.gz"
-
-
-def _written_by_segment(path: Path) -> bool:
-    """Tell by the header, which has the terms of use."""
-    try:
-        return DESCRIPTION[:20] in str(nibabel.Nifti1Image.from_filename(path).header["descrip"])
-    except UNREADABLE:
-        return False

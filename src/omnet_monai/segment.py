@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ignite.distributed as idist
 import torch
-from fire.decorators import SetParseFn
-from fire.parser import DefaultParseValue
+from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from omnet_monai import __version__
 from omnet_monai.demo import bundle_root
 from omnet_monai.distributed import torchrun_processes
-from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
-from omnet_monai.outputs import clear_case, prepare_output
-from omnet_monai.overview import write_overview
+from omnet_monai.outputs import clear_case, prepare_output, sum_up
 from omnet_monai.regions import SCHEMES, SEQUENCES
-from omnet_monai.report import write_csv
 from omnet_monai.sampling import first_cause
-from omnet_monai.segmentation import COLUMNS, NOTICE, CaseRecord, Records, read_record
+from omnet_monai.segmentation import NOTICE, Records
 
-__all__ = ["segment"]
+__all__ = ["require_switches", "segment"]
 
 CONFIGS = ("inference.json", "segment.json")
 
@@ -45,12 +40,6 @@ FLIPS = {"flips": [0, 1, 2]}
 PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.0}, "accurate": {"overlap": 0.5, **FLIPS}}
 
 
-def _path_or_value(text: str) -> Any:
-    """Read a word of the command line: a path that exists is one, though it be called 2023 or "a,b"."""
-    return text if os.path.exists(text) else DefaultParseValue(text)
-
-
-@SetParseFn(_path_or_value)
 def segment(
     *cases: str,
     output: str,
@@ -98,12 +87,13 @@ def segment(
         device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU where there is none.
         workers: processes that read cases ahead.
         strict: take a case for failed if its images give anything to warn of, such as a wrong order of sequences.
-        resume: leave out cases that an earlier run with the same settings has finished.
+        resume: leave out cases that an earlier run has finished, which must have had the same settings.
         bundle: root of the bundle, by default the one beside this package.
         overrides: ids of inference.json to override, such as ``checkpoint_path``.
 
     Raises:
-        ValueError: for arguments that fit no case, and if a case failed, after all others were segmented.
+        ValueError: for arguments that fit no case, settings or weights that fit no network, an output that is not
+            segment's own or to resume with other settings, and if a case failed, after all others were segmented.
     """
     root, out = bundle_root(bundle), Path(os.path.abspath(output))
     _check_ids(root, overrides)
@@ -120,6 +110,8 @@ def segment(
     single = {sequence: file for sequence, file in zip(SEQUENCES, (t1, t1c, t2, flair), strict=True) if file}
     found = find_images([str(case) for case in cases], single, order, allow_missing)
     failed: list[str] = []
+    with _quiet():
+        _try_out(root, found, settings | places)
     with torchrun_processes() as first:
         if first:
             prepare_output(out, found, settings | _versions(root, overrides), resume)
@@ -131,17 +123,27 @@ def segment(
             idist.barrier()
         finally:
             if first:
-                failed = _sum_up(out, found)
+                failed = sum_up(out, found)
     if failed:
         raise ValueError(f"{len(failed)} of {len(found)} cases failed, see {out / 'index.html'}")
     if first:
         print(f"label maps: {out}\noverview:   {out / 'index.html'}")
 
 
+def require_switches(options: dict[str, Any]) -> None:
+    """Refuse switches that are not on or off: "--fast A B" makes A the value of the switch instead of a case."""
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            rule = "write cases and folders before the switches"
+            raise ValueError(f"--{name} must be True or False, got {value!r}: {rule}")
+
+
 def _check_ids(root: Path, overrides: dict[str, Any]) -> None:
     """Refuse options that are neither of the verb nor of its configs: a slip of the keyboard would go unnoticed."""
     parser = ConfigParser()
     parser.read_config([root / "configs" / name for name in CONFIGS])
+    defaults = {name: parser.get(name.replace("::", "#")) for name in overrides}
+    require_switches({name: overrides[name] for name, default in defaults.items() if isinstance(default, bool)})
     unknown = [name for name in overrides if name.replace("::", "#").split("#")[0] not in parser]
     if unknown:
         raise ValueError(f"options must be those of segment or ids of {', '.join(CONFIGS)}, got {', '.join(unknown)}")
@@ -182,12 +184,28 @@ def _device(name: str | None) -> dict[str, str]:
     return {"device": f"$torch.device({name!r})"}
 
 
-def _run_all(root: Path, out: Path, overrides: dict[str, Any]) -> None:
-    """Run the inference workflow; when a case makes it fail, record that and run it again on those behind."""
+def _try_out(root: Path, cases: Sequence[dict[str, Any]], overrides: dict[str, Any]) -> None:
+    """Build the inference workflow and load its weights elsewhere, before anything is cleared for it."""
+    with TemporaryDirectory() as folder:
+        prepare_output(Path(folder), cases, overrides, resume=False)
+        workflow = _workflow(root, overrides | {"output_dir": folder})
+        try:
+            workflow.initialize()
+            workflow.parser.get_parsed_content("evaluator").fire_event(Events.STARTED)
+        except Exception as error:
+            raise first_cause(error) from error
+
+
+def _workflow(root: Path, overrides: dict[str, Any]) -> ConfigWorkflow:
     files = [str(root / "configs" / name) for name in CONFIGS]
     overrides = {"bundle_root": str(root), "meta_file": str(root / "configs" / "metadata.json"), **overrides}
+    return ConfigWorkflow(files, workflow_type="infer", logging_file=False, **overrides)
+
+
+def _run_all(root: Path, out: Path, overrides: dict[str, Any]) -> None:
+    """Run the inference workflow; when a case makes it fail, record that and run it again on those behind."""
     while (records := Records(out / "datalist.json")).left():
-        workflow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **overrides)
+        workflow = _workflow(root, overrides)
         try:
             workflow.initialize()
             workflow.run()
@@ -211,23 +229,3 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(disabled)
-
-
-def _sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
-    """Write the table and the page of all cases, and return the names of those that failed."""
-    records = [
-        read_record(out / "records" / f"{case['case']}.json")
-        or CaseRecord(case["case"], case["image"], "not segmented: the run ended before")
-        for case in cases
-    ]
-    rows: list[list[str | float]] = [
-        [r.case, *(r.measures.get(name, "") for name in COLUMNS), r.error, "; ".join(r.warnings), r.seconds, r.notice]
-        for r in records
-    ]
-    header = ["case", *COLUMNS, "error", "warnings", "seconds", "notice"]
-    write_csv(out / "segmentation.csv", header, rows)
-    content = {"notice": NOTICE, "cases": [asdict(record) for record in records]}
-    with whole_file(out / "segmentation.json") as part:
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_overview(out / "index.html", records, out / "pictures")
-    return [record.case for record in records if record.error]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import nibabel
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor, PathLike
 from monai.data import NibabelWriter
@@ -12,6 +14,7 @@ from monai.transforms import Invertd, InvertibleTransform, MapTransform
 
 from omnet_monai.cropping import RandCropByTaskd
 from omnet_monai.files import whole_file
+from omnet_monai.reading import UNREADABLE
 from omnet_monai.regions import (
     BACKGROUND,
     REGIONS,
@@ -30,6 +33,7 @@ __all__ = [
     "RegionsToLabelsd",
     "case_name",
     "nonzero",
+    "written_here",
 ]
 
 DESCRIPTION = "research use only, not a medical device; weights non-commercial"
@@ -143,7 +147,7 @@ class LabelsToRegionsd(MapTransform):
 
 class LabelMapWriter(NibabelWriter):
     """
-    Write NIfTI files for ``SaveImaged``, whole or not at all, and never resampled.
+    Write NIfTI files for ``SaveImaged``, whole or not at all, never resampled, and only in place of one of its own.
 
     Even asked not to resample, MONAI 1.6.1 compares grids, takes the volume for a 2-D image in doing so, and fails
     where the first two axes of the affine alone are singular.
@@ -169,9 +173,24 @@ class LabelMapWriter(NibabelWriter):
         return image
 
     def write(self, filename: PathLike, *args: Any, **kwargs: Any) -> None:
-        """Write the file whole or not at all."""
+        """
+        Write the file whole or not at all.
+
+        Raises:
+            ValueError: if there is a file of that name that is none of this writer's, such as the truth of a case.
+        """
+        if os.path.exists(filename) and not written_here(filename):
+            raise ValueError(f"{filename} must not be replaced, as it was not written here: choose another folder")
         with whole_file(filename) as file:
             super().write(file, *args, **kwargs)
+
+
+def written_here(path: PathLike) -> bool:
+    """Tell whether a file is one of :class:`LabelMapWriter`, by the terms of use in its header."""
+    try:
+        return DESCRIPTION[:20] in str(nibabel.Nifti1Image.from_filename(path).header["descrip"])
+    except UNREADABLE:
+        return False
 
 
 def nonzero(image: torch.Tensor) -> torch.Tensor:
