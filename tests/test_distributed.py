@@ -220,7 +220,8 @@ def test_a_network_with_statistics_over_all_processes_has_the_same_names_and_out
 @pytest.mark.parametrize("gpus", [0, 2], ids=["no GPU", "two GPUs"])
 def test_one_process_trains_the_network_itself(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(idist, "device", lambda: torch.device("cuda" if gpus else "cpu"))
+    for module in (idist, idist.utils):
+        monkeypatch.setattr(module, "device", lambda: torch.device("cuda" if gpus else "cpu"))
     monkeypatch.setattr(nn.Module, "to", lambda self, device: self)
     network = nn.Linear(1, 1)
     assert parallel_network(network) is network
