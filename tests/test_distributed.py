@@ -89,6 +89,7 @@ def work(files: list[str], settings: dict[str, Any], folder: Path, stop_after: i
 
 def settings_for(folder: Path, phantoms: Path) -> dict[str, Any]:
     places = {"dataset_dir": phantoms, "ckpt_dir": folder, "run_dir": folder / "run", "output_dir": folder / "out"}
+    places["cache_dir"] = folder / "cache"
     return {**TINY, **{name: str(place) for name, place in places.items()}}
 
 
