@@ -28,7 +28,7 @@ class Prepare(Transform):
         value = self.factor * float(Path(case["image"][0]).read_text())
         image = MetaTensor(torch.full((4, 3, 3, 3), value), meta={"case": case["case"]})
         label = torch.full((1, 3, 3, 3), 2, dtype=torch.uint8)
-        return {"image": image, "label": label, "case": case["case"], "start": np.array([1, 2])}
+        return {**case, "image": image, "label": label, "start": np.array([1, 2])}
 
 
 class CountCases(Transform):
@@ -66,6 +66,14 @@ def test_a_case_is_prepared_once_for_all_datasets_of_a_folder(case: dict, tmp_pa
     assert sample["start"].tolist() == [1, 2]
 
 
+def test_the_folds_of_a_data_list_share_a_prepared_case(case: dict, tmp_path: Path) -> None:
+    samples = [
+        MappedDataset([case | {"patient": "p", "fold": fold}], Prepare(), tmp_path / "cache")[0] for fold in (0, 1)
+    ]
+    assert times_prepared(case) == 1
+    assert all("fold" not in sample for sample in samples)
+
+
 def test_what_is_returned_lies_in_the_file_and_not_in_memory(case: dict, tmp_path: Path) -> None:
     dataset = MappedDataset([case], Prepare(), tmp_path / "cache")
     (file,) = [dataset[0], *(tmp_path / "cache").iterdir()][1:]
@@ -81,7 +89,7 @@ def test_what_is_returned_lies_in_the_file_and_not_in_memory(case: dict, tmp_pat
 @pytest.mark.parametrize(
     "change",
     [
-        lambda case: ([{**case, "fold": 1}], Prepare()),
+        lambda case: ([{**case, "order": ["t1", "t1c", "t2", "flair"]}], Prepare()),
         lambda case: ([case], Prepare(factor=2)),
         lambda case: ([case], Compose([Prepare(), ScaleIntensityd("image")])),
         lambda case: (os.utime(case["image"][0], (0, 0)), ([case], Prepare()))[1],

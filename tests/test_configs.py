@@ -291,6 +291,8 @@ def test_the_papers_learning_rate_halves_every_80000_steps() -> None:
         (["no_curriculum.json"], {}),
         (["lesions.json"], {}),
         (["lesions.json"], {"case_repeats": 8}),
+        (["lesions.json"], {"lesions_exclude": []}),
+        (["lesions.json"], {"lesions#spacing": [1.0, 1.0, 1.0]}),
         (["paper.json"], {}),
         (["demo.json"], {}),
         (["mc1.json"], {}),

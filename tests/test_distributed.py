@@ -89,6 +89,7 @@ def work(files: list[str], settings: dict[str, Any], folder: Path, stop_after: i
 
 def settings_for(folder: Path, phantoms: Path) -> dict[str, Any]:
     places = {"dataset_dir": phantoms, "ckpt_dir": folder, "run_dir": folder / "run", "output_dir": folder / "out"}
+    places["cache_dir"] = folder / "cache"
     return {**TINY, **{name: str(place) for name, place in places.items()}}
 
 
@@ -196,6 +197,7 @@ def test_batch_statistics_are_taken_over_all_processes_on_gpus_alone(
     kind: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
     monkeypatch.setattr(idist, "device", lambda: torch.device(kind))
     monkeypatch.setattr(idist, "auto_model", lambda network, **options: asked.append(options) or network)
     parser = ConfigParser()
@@ -216,7 +218,12 @@ def test_a_network_with_statistics_over_all_processes_has_the_same_names_and_out
     assert list(converted.state_dict()) == names
 
 
-def test_one_process_trains_the_network_itself() -> None:
+@pytest.mark.parametrize("gpus", [0, 2], ids=["no GPU", "two GPUs"])
+def test_one_process_trains_the_network_itself(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for module in (idist, idist.utils):
+        monkeypatch.setattr(module, "device", lambda: torch.device("cuda" if gpus else "cpu"))
+    monkeypatch.setattr(nn.Module, "to", lambda self, device: self)
     network = nn.Linear(1, 1)
     assert parallel_network(network) is network
 
@@ -226,8 +233,24 @@ def test_processes_score_every_case_once(monkeypatch: pytest.MonkeyPatch) -> Non
     shares = []
     for rank in (0, 1):
         monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
-        shares.append(share_of_process("abcde"))
+        shares.append(share_of_process(list("abcde")))
     assert shares == [["a", "c", "e"], ["b", "d"]]
     assert share_of_process([]) == []
     with pytest.raises(ValueError, match="2 processes need as many cases to score, got 1"):
         share_of_process("a")
+
+
+@pytest.mark.parametrize(("given", "expected"), [("abc", ["ac", "b"]), ("", ["", ""])], ids=["three", "none"])
+def test_cases_that_are_given_to_validate_on_are_shared_out(
+    given: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MONAI Label gives them, without a fold."""
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
+        parser = ConfigParser()
+        parser.read_config(TRAIN)
+        parser.update({"validate#dataset#data": list(given), "validate#preprocessing": None})
+        shares.append("".join(case for batch in parser.get_parsed_content("validate#dataloader") for case in batch))
+    assert shares == expected

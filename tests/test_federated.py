@@ -38,6 +38,7 @@ class Client:
 
     def __init__(self, folder: Path, phantoms: Path, case: dict[str, Any]) -> None:
         places = {"dataset_dir": phantoms, "ckpt_dir": folder, "run_dir": folder / "run", "output_dir": folder / "out"}
+        places["cache_dir"] = folder / "cache"
         settings = {**TINY, **{name: str(place) for name, place in places.items()}, "train#dataset#data": [case]}
         self.algo = MonaiAlgo(str(BUNDLE), local_epochs=EPOCHS, train_kwargs=settings, eval_kwargs=dict(settings))
         self.algo.initialize({ExtraItems.CLIENT_NAME: folder.name})

@@ -155,6 +155,20 @@ def test_autocast_opens_where_it_is_native_and_wanted(monkeypatch, amp, native, 
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.parametrize("levels", [3, 4, 5], ids=lambda levels: f"{levels} levels")
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped"])
+def test_training_is_in_float32_up_to_the_side_that_the_network_halves_to_two(
+    monkeypatch, levels: int, wrapped: bool
+) -> None:
+    monkeypatch.setattr(inferers, "has_bfloat16", lambda device_type: True)
+    network = OMNet(features=(2,) * levels)
+    seen: list[bool] = []
+    network.forward = lambda x: seen.append(torch.is_autocast_enabled("cpu"))
+    for depth in (2**levels, 2**levels + 1):
+        AutocastInferer(SimpleInferer())(image(depth, 8, 8), nn.Sequential(network) if wrapped else network)
+    assert seen == [False, True]
+
+
 @pytest.mark.parametrize("switch", ["amp", "fold", "skip_empty"])
 def test_a_text_is_no_truth_value(switch: str) -> None:
     with pytest.raises(ValueError, match=rf"{switch} must be True or False.*got 'false'"):

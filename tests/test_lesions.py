@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from omnet_monai.cropping import RandCropByTaskd
-from omnet_monai.lesions import LesionPatches
+from omnet_monai.demo import bundle_root
+from omnet_monai.lesions import LesionPatches, held_out_patients
 
 PATIENTS = ["a", "b", "b", "c"]
 
@@ -52,10 +56,37 @@ def test_what_lies_beyond_the_volume_is_background(tmp_path: Path) -> None:
     assert (case["label"][..., :6] == 3).all()
 
 
-def test_patients_held_out_are_left_out(tmp_path: Path) -> None:
+def test_patients_held_out_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "omnet_monai")
     file = saved(tmp_path)
     assert len(LesionPatches(file, [1, 1, 1])) == 4
     assert len(LesionPatches(file, [1, 1, 1], exclude=["b", "unknown"])) == 2
+    assert caplog.messages == ["4 lesion patches, 0 left out: of nobody.", "2 lesion patches, 2 left out: of b."]
+
+
+def test_the_patients_of_a_fold_and_of_the_test_section_are_held_out(tmp_path: Path) -> None:
+    path = tmp_path / "datalist.json"
+    training = [{"image": "a1", "case": "a1", "patient": "a", "fold": 0}, {"image": "b", "case": "b", "fold": 1}]
+    path.write_text(json.dumps({"training": training}))
+    assert held_out_patients(path) == []
+    assert held_out_patients(path, fold=0) == ["a", "a1"]
+    path.write_text(json.dumps({"training": training, "test": [{"image": "c", "case": "c"}, {"image": "d"}]}))
+    assert held_out_patients(path) == ["c"]
+    assert held_out_patients(path, fold=1) == ["b", "c"]
+
+
+def test_a_fold_is_not_trained_on_lesions_of_whom_it_holds_out(tmp_path: Path) -> None:
+    """By lesions.json, without a list of names."""
+    entries = [{"image": name, "case": name, "fold": fold} for fold, name in enumerate(("a", "b"))]
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": entries, "test": []}))
+    file = saved(tmp_path)
+    left = {}
+    for fold in (None, 0, 1):
+        parser = ConfigParser()
+        parser.read_config([bundle_root() / "configs" / name for name in ("train.json", "lesions.json")])
+        parser.update({"dataset_dir": str(tmp_path), "lesions_file": str(file), "fold": fold})
+        left[fold] = len(parser.get_parsed_content("lesions"))
+    assert left == {None: 4, 0: 3, 1: 2}  # one patch of a, two of b
 
 
 def test_task_patches_are_cut_from_it(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ignite.engine import Engine
@@ -53,15 +55,29 @@ def test_a_layer_that_joins_later_begins_its_own_average() -> None:
 def test_gradients_are_scaled_down_to_the_largest_norm_together() -> None:
     network = nn.Linear(1, 1)
     network.weight.grad, network.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])  # norm 5
-    GradientClipping(network, max_norm=1.0)(None)
+    GradientClipping(network, max_norm=1.0)(SimpleNamespace(scaler=None))
     torch.testing.assert_close(network.weight.grad, torch.tensor([[0.6]]))
     torch.testing.assert_close(network.bias.grad, torch.tensor([0.8]))
+
+
+def test_gradients_that_a_scaler_has_enlarged_are_measured_at_their_own_size() -> None:
+    network = nn.Linear(1, 1)
+    network.weight.grad, network.bias.grad = torch.tensor([[30.0]]), torch.tensor([40.0])  # norm 5, ten times
+
+    class Scaler:
+        def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.grad /= 10
+
+    trainer = SimpleNamespace(scaler=Scaler(), optimizer=torch.optim.SGD(network.parameters(), lr=1.0))
+    GradientClipping(network, max_norm=6.0)(trainer)
+    assert (network.weight.grad.item(), network.bias.grad.item()) == (3.0, 4.0)
 
 
 def test_smaller_gradients_stay_as_they_are() -> None:
     network = nn.Linear(1, 1)
     network.weight.grad, network.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
-    GradientClipping(network, max_norm=6.0)(None)
+    GradientClipping(network, max_norm=6.0)(SimpleNamespace(scaler=None))
     assert network.weight.grad.item() == 3.0
 
 

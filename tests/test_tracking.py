@@ -41,6 +41,7 @@ SCALARS |= {"dice_mean", "dice_WT", "dice_TC", "dice_ET"}
 
 def settings(folder: Path, phantoms: Path) -> dict[str, Any]:
     places = {"dataset_dir": phantoms, "ckpt_dir": folder, "run_dir": folder / "run", "output_dir": folder / "out"}
+    places["cache_dir"] = folder / "cache"
     return {**TINY, **{name: str(place) for name, place in places.items()}, "logging_file": False}
 
 

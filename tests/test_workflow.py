@@ -56,6 +56,7 @@ def where(folder: Path, phantoms: Path) -> dict[str, Any]:
         "dataset_dir": str(phantoms),
         "ckpt_dir": str(folder),
         "run_dir": str(folder / "run"),
+        "cache_dir": str(folder / "cache"),
         "output_dir": str(folder / "out"),
     }
 

@@ -29,8 +29,8 @@ class MappedDataset(Dataset):
     the memory it then takes is the system's to give away again. MONAI's ``PersistentDataset`` reads its files whole.
 
     A file belongs to one case, its image and label files as they were (size and time of change), the transforms, and
-    the version of this package; a change of any makes a new one. Nothing is ever deleted: the folder may be, between
-    two runs.
+    the version of this package; a change of any makes a new one. Which fold a case and its patient are in is no part of
+    it and not returned, so all folds share their files. Nothing is ever deleted: the folder may be, between two runs.
 
     Args:
         data: cases, as in a data list.
@@ -51,7 +51,7 @@ class MappedDataset(Dataset):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """Return a prepared case whose tensors are mapped from its file."""
-        case = self.data[position]
+        case = {key: value for key, value in self.data[position].items() if key not in ("patient", "fold")}
         file = self._file(case)
         if not file.exists():
             prepared = {key: _kept(value) for key, value in self.transform(case).items()}

@@ -47,6 +47,7 @@ def demo(
         "datalist": str(datalist),
         "ckpt_dir": str(out / "models"),
         "run_dir": str(out / "run"),
+        "cache_dir": str(out / "cache"),
         "seed": seed,
         **overrides,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from monai.data import Dataset
 from torch import nn
+from torch.utils.data import Subset
 
 __all__ = ["BufferBroadcast", "join_processes", "parallel_network", "share_of_process", "torchrun_processes"]
 
@@ -57,13 +59,21 @@ def parallel_network(network: nn.Module) -> nn.Module:
     Returns:
         The network inside ``DistributedDataParallel``, or itself if there is one process alone.
     """
+    if idist.get_world_size() == 1:  # on several GPUs auto_model would use them all, by the slower DataParallel
+        return network.to(idist.device())
     # In the early stages some heads do not run, and their parameters get no gradient.
     return idist.auto_model(network, sync_bn=idist.device().type == "cuda", find_unused_parameters=True)
 
 
-def share_of_process(cases: Sequence[Any]) -> list[Any]:
+def share_of_process(cases: list[Any] | Dataset) -> list[Any] | Subset:
     """
     Pick the cases that this process scores: every n-th of n processes.
+
+    Args:
+        cases: a list, or one of MONAI's datasets.
+
+    Returns:
+        A list, or a subset of the dataset.
 
     Raises:
         ValueError: if there are cases, but fewer than processes; the processes without a case would leave the others
@@ -71,7 +81,7 @@ def share_of_process(cases: Sequence[Any]) -> list[Any]:
     """
     if 0 < len(cases) < idist.get_world_size():
         raise ValueError(f"{idist.get_world_size()} processes need as many cases to score, got {len(cases)}")
-    return list(cases[idist.get_rank() :: idist.get_world_size()])
+    return cases[idist.get_rank() :: idist.get_world_size()]
 
 
 class BufferBroadcast:

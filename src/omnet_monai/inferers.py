@@ -30,7 +30,7 @@ class AutocastInferer(Inferer):
     Args:
         inferer: the inferer that does the work.
         amp: run convolutions in bfloat16 where the hardware computes in it; float32 elsewhere, and when training on a
-            CPU with patches whose first of three sides is below 17 voxels.
+            CPU with patches whose first of three sides the network shrinks to 2 voxels: below 17 with four levels.
         fold: without gradients, fold batch normalization, and keep weights in bfloat16 where that is computed in.
         skip_empty: without gradients, do not run windows that are 0 throughout.
 
@@ -51,7 +51,7 @@ class AutocastInferer(Inferer):
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what the wrapped inferer returns for ``inputs``, shape ``(B, C, *spatial)``."""
         kind, inference = inputs.device.type, not torch.is_grad_enabled()
-        amp = self.amp and has_bfloat16(kind) and (inference or not _meets_depth_two(inputs))
+        amp = self.amp and has_bfloat16(kind) and (inference or not _meets_depth_two(inputs, network))
         _leave_only_dropout(network)
         if self.fold and inference and isinstance(network, nn.Module):
             network = folded(network, torch.bfloat16 if amp else None)
@@ -119,14 +119,18 @@ class _Windows:
         return self.network(windows.contiguous(memory_format=LAYOUTS[windows.dim()]), *args, **kwargs)
 
 
-def _meets_depth_two(inputs: torch.Tensor) -> bool:
+def _meets_depth_two(inputs: torch.Tensor, network: Callable[..., Any]) -> bool:
     """
     Tell whether training on these patches meets a 3-D convolution with a first side of 2 on a CPU.
 
     Its weight gradient in bfloat16 is whatever memory holds, up to infinity, on a CPU with AVX-512 BF16 but without
-    AMX (torch 2.13). A network of four levels halves 16 to 2; the first side that it does not is above 16.
+    AMX (torch 2.13). A network that divides a side by 8, as OM-Net's four levels and others that do not say what they
+    divide by, halves 16 to 2; the first side that it does not is above 16.
     """
-    return inputs.device.type == "cpu" and inputs.dim() == 5 and inputs.shape[2] <= 16
+    if inputs.device.type != "cpu" or inputs.dim() != 5:
+        return False
+    modules = network.modules() if isinstance(network, nn.Module) else ()
+    return inputs.shape[2] <= 2 * next((module.divisor for module in modules if hasattr(module, "divisor")), 8)
 
 
 def _leave_only_dropout(network: Callable[..., Any]) -> None:

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+from omnet_monai.datalist import read_cases
 from omnet_monai.regions import CLASS_NAMES, classes_from_codes
 
-__all__ = ["LesionPatches"]
+__all__ = ["LesionPatches", "held_out_patients"]
+
+logger = logging.getLogger(__name__)
+
+
+def held_out_patients(datalist: str | Path, fold: int | None = None) -> list[str]:
+    """
+    Name the patients that training must not see: of the fold held out and of the test section, if there is one.
+
+    Args:
+        datalist: path of the data list's JSON file.
+        fold: the fold to hold out, ``None`` for none.
+
+    Returns:
+        Names of patients and of their cases, as far as the entries tell them.
+
+    Raises:
+        ValueError: if the file does not exist, or no case is in the fold.
+    """
+    cases = read_cases(datalist, fold=fold, held_out=True)
+    with suppress(ValueError):  # no test section
+        cases += read_cases(datalist, "test")
+    return sorted({str(case[key]) for case in cases for key in ("patient", "case") if key in case})
 
 
 class LesionPatches(Dataset):
@@ -52,6 +78,8 @@ class LesionPatches(Dataset):
                 "must hold the same patches of one shape"
             )
         kept = ~np.isin(patient, list(exclude))
+        left_out = ", ".join(sorted(set(patient[~kept].tolist()))) or "nobody"
+        logger.info(f"{kept.sum()} lesion patches, {(~kept).sum()} left out: of {left_out}.")
         self.image, self.label, self.inside = image[kept], label[kept], inside[kept]
         self.size = [round(side * mm) for side, mm in zip(label.shape[1:], spacing, strict=True)]
         self.scheme = scheme

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
@@ -57,9 +58,11 @@ class GradientClipping:
         """Register with the trainer."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
-        """Clip the gradients that the optimizer is about to use."""
+    def __call__(self, engine: SupervisedTrainer) -> None:
+        """Clip the gradients that the optimizer is about to use, not those that its scaler has enlarged for float16."""
         if self.max_norm is not None:
+            if engine.scaler is not None:
+                engine.scaler.unscale_(engine.optimizer)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
 
 
