@@ -129,7 +129,7 @@ def _meets_depth_two(inputs: torch.Tensor, network: Callable[..., Any]) -> bool:
     """
     if inputs.device.type != "cpu" or inputs.dim() != 5:
         return False
-    modules = network.modules() if isinstance(network, nn.Module) else ()
+    modules: list[Any] = list(network.modules()) if isinstance(network, nn.Module) else []
     return inputs.shape[2] <= 2 * next((module.divisor for module in modules if hasattr(module, "divisor")), 8)
 
 
