@@ -130,7 +130,8 @@ def _meets_depth_two(inputs: torch.Tensor, network: Callable[..., Any]) -> bool:
     if inputs.device.type != "cpu" or inputs.dim() != 5:
         return False
     modules = network.modules() if isinstance(network, nn.Module) else ()
-    return inputs.shape[2] <= 2 * next((module.divisor for module in modules if hasattr(module, "divisor")), 8)
+    divisor: int = max((vars(module).get("divisor", 0) for module in modules), default=0) or 8
+    return inputs.shape[2] <= 2 * divisor
 
 
 def _leave_only_dropout(network: Callable[..., Any]) -> None:
