@@ -173,7 +173,9 @@ def test_what_segment_did_not_write_is_not_replaced(small_bundle: Path, phantoms
     assert json.loads((tmp_path / "datalist.json").read_text()) == {"training": []}
 
 
-@pytest.mark.parametrize("name", ["index.html", "segmentation.csv", "records", "pictures", "phantom_000_seg.nii.gz"])
+@pytest.mark.parametrize(
+    "name", ["index.html", "segmentation.csv", "records", "pictures", "phantom_000_seg.nii.gz"], ids=str
+)
 def test_a_folder_with_names_that_segment_writes_is_refused_unless_segment_wrote_it(
     segmented: Path, small_bundle: Path, phantoms: Path, tmp_path: Path, name: str
 ) -> None:
