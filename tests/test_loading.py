@@ -465,12 +465,10 @@ def test_a_shifted_label_warns(tmp_path: Path, arrays: Arrays) -> None:
     np.testing.assert_allclose(label.affine, AFFINE)
 
 
-def test_without_itk_a_metaimage_asks_for_the_extra(
-    tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_itk_a_metaimage_asks_for_itk(tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
     data = save_mha_list(tmp_path, arrays)
     monkeypatch.setattr(reading, "optional_import", lambda name: (None, False))
-    with pytest.raises(ImportError, match=r"case p1: .*MR_T1.*mha: .* pip install omnet-monai\[mha\]"):
+    with pytest.raises(ImportError, match=r"case p1: .*MR_T1.*mha: .* pip install itk-io"):
         LoadCased()(data)
 
 

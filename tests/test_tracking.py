@@ -161,8 +161,8 @@ def test_mlflow_gets_all_that_tensorboard_gets(phantoms: Path, tmp_path: Path) -
     assert copies == [own.read_bytes()]
 
 
-def test_without_mlflow_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mlflow_its_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(ImportError, match=r"needs its package: pip install omnet-monai\[mlflow\]"):
+    with pytest.raises(ImportError, match=r"needs its package: pip install mlflow-skinny"):
         local_database(tmp_path / "run")
     assert not (tmp_path / "run").exists()

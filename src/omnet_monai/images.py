@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,11 @@ def find_images(
 
 
 def file_states(image: str | Sequence[str | None]) -> list[list[int]]:
-    """Return size and time of change of a case's files."""
+    """Return size and time of change of the files that a case's image lists or, as one path, stands for."""
     paths = [Path(path) for path in ([image] if isinstance(image, str) else image) if path]
+    if isinstance(image, str):
+        with suppress(ValueError):  # a folder of no case or several, which reading tells better
+            paths += [file for files in find_case(image)[1].values() for file in files]
     stats = [path.stat() for path in paths if path.is_file()]
     return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
