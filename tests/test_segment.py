@@ -384,6 +384,17 @@ def test_weights_of_another_network_are_the_fault_of_no_case(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_cascade_segments_with_a_file_for_each_network(phantoms: Path, small_bundle: Path, tmp_path: Path) -> None:
+    cascade = {"network_def#_target_": "omnet_monai.networks.ModelCascade"}
+    files = [str(tmp_path / f"{number}.pt") for number in range(3)]
+    networks = inference_config(small_bundle, cascade).get_parsed_content("network").networks
+    for network, file in zip(networks, files, strict=True):
+        torch.save(network.state_dict(), file)
+    run(small_bundle, phantoms / "phantom_000", output=tmp_path / "out", checkpoint_path=files, **cascade)
+    truth = voxels(phantoms / "phantom_000" / "phantom_000_seg.nii.gz")
+    assert voxels(tmp_path / "out" / "phantom_000_seg.nii.gz").shape == truth.shape
+
+
 def test_weights_that_are_not_there_leave_what_is_finished(
     segmented: Path, phantoms: Path, small_bundle: Path, tmp_path: Path
 ) -> None:

@@ -156,8 +156,10 @@ def _versions(root: Path, overrides: dict[str, Any]) -> dict[str, str]:
     """Tell code, configs and weights apart, these where they are in a file: results of others are not taken up."""
     configs = b"".join((root / "configs" / name).read_bytes() for name in CONFIGS)
     versions = {"version": __version__, "configs_sha256": hashlib.sha256(configs).hexdigest()}
-    path = Path(overrides.get("checkpoint_path", root / "models" / "model.pt"))
-    return versions | ({"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {})
+    given = overrides.get("checkpoint_path", root / "models" / "model.pt")
+    paths = [Path(given)] if isinstance(given, str | Path) else [Path(path) for path in given]  # of a cascade a list
+    weights = b"".join(path.read_bytes() for path in paths if path.is_file())
+    return versions | {"weights_sha256": hashlib.sha256(weights).hexdigest()}
 
 
 def _preset(fast: bool, accurate: bool) -> dict[str, Any]:
