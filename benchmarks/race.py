@@ -26,11 +26,12 @@ import nnunet
 import numpy as np
 from monai.bundle import run
 
+from omnet_monai import __version__
 from omnet_monai.budget import train_once
 from omnet_monai.cost import machine
 from omnet_monai.datalist import read_cases, read_scored_cases
 from omnet_monai.demo import bundle_root
-from omnet_monai.files import whole_file
+from omnet_monai.files import sha256, whole_file
 from omnet_monai.regions import REGIONS
 from omnet_monai.results import read_scores
 from omnet_monai.summary import paired_differences
@@ -131,6 +132,9 @@ class Race:
         datalist: JSON file that lists the cases.
         minutes: training time of each entrant.
         seed: of the training.
+
+    Raises:
+        ValueError: for a folder that holds runs of another version or data list.
     """
 
     def __init__(self, folder: Path, datalist: Path, minutes: float, seed: int) -> None:
@@ -138,6 +142,10 @@ class Race:
         self.root = bundle_root("")
         self.file = folder / "race.json"
         content = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+        self.settings = {"version": __version__, "datalist_sha256": sha256(datalist)}
+        changed = [key for key, value in self.settings.items() if content.get("settings", self.settings)[key] != value]
+        if changed:
+            raise ValueError(f"{self.file} must be of the same settings to go on, differs in {', '.join(changed)}")
         self.runs: dict[str, dict[str, Any]] = content.get("runs", {})
         self.choices: dict[str, int] = content.get("choices", {})
 
@@ -202,7 +210,8 @@ class Race:
     def keep(self) -> None:
         """Write what is done."""
         with whole_file(self.file) as part:
-            part.write_text(json.dumps({"choices": self.choices, "runs": self.runs}, indent=1) + "\n", encoding="utf-8")
+            content = {"settings": self.settings, "choices": self.choices, "runs": self.runs}
+            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def write_table(self, names: Sequence[str], places: Sequence[int | None]) -> str:
         """Write the table of those entrants that have run everywhere, and return it."""

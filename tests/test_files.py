@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from omnet_monai.files import whole_file
+from omnet_monai.files import sha256, whole_file
 
 
 def test_a_file_is_written_with_its_folder_and_without_traces(tmp_path: Path) -> None:
@@ -32,3 +32,12 @@ def test_a_write_that_fails_midway_leaves_the_old_file_alone(tmp_path: Path) -> 
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_digest_of_files_is_that_of_what_is_in_them_in_their_order(tmp_path: Path) -> None:
+    for name, content in (("first", b"ab"), ("second", b"c")):
+        (tmp_path / name).write_bytes(content)
+    # The example of FIPS 180-2: "abc".
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(tmp_path / "first", tmp_path / "second") == known
+    assert sha256(tmp_path / "second", tmp_path / "first") != known

@@ -56,6 +56,12 @@ def test_every_entrant_trains_as_long_and_the_better_trial_races(
     race.main(str(tmp_path), str(phantoms / "datalist.json"), **arguments)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("model.pt")} == before
 
+    # Nor is it gone on with by other cases.
+    other = json.loads((phantoms / "datalist.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps({**other, "name": "other"}))
+    with pytest.raises(ValueError, match=r"same settings to go on, differs in datalist_sha256"):
+        race.main(str(tmp_path), str(tmp_path / "other.json"), **arguments)
+
 
 def test_epochs_fill_the_time_that_the_networks_share(
     race: ModuleType, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from omnet_monai.comparison import Comparison, Row
 from omnet_monai.cost import machine
 from omnet_monai.datalist import read_cases, read_scored_cases
 from omnet_monai.demo import bundle_root
-from omnet_monai.files import whole_file
+from omnet_monai.files import sha256, whole_file
 from omnet_monai.regions import REGIONS
 from omnet_monai.report import write_csv
 from omnet_monai.results import read_scores
@@ -119,9 +118,9 @@ class _Ablation:
         self.epochs = int(parser.get_parsed_content("train#trainer#max_epochs"))
         self.steps = int(parser.get_parsed_content("steps_per_epoch"))
         self.settings = {
-            "datalist_sha256": _sha256(self.datalist),
+            "datalist_sha256": sha256(self.datalist),
             "section": self.section,
-            "recipe": {file: _sha256(self.root / "configs" / file) for file in self.recipe},
+            "recipe": {file: sha256(self.root / "configs" / file) for file in self.recipe},
             "version": __version__,
             "overrides": {key: str(value) for key, value in self.overrides.items()},
         }
@@ -229,10 +228,6 @@ class _Ablation:
         """List the row of these, if it is finished; one of equal time counts beside the same reference alone."""
         wanted = (name, budget, self.place(fold), seed, reference if budget == "time" else "")
         return [row for row in self.rows if (row.variant, row.budget, row.place, row.seed, row.reference) == wanted]
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _listed(value: Any) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import logging
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import string_list_all_gather
 
-from omnet_monai.files import whole_file
+from omnet_monai.files import sha256, whole_file
 from omnet_monai.regions import REGIONS
 
 __all__ = ["CaseTable", "EvaluationLog", "format_table", "write_csv"]
@@ -96,10 +95,10 @@ class EvaluationLog:
             return
         scores = _dice_of_cases(self.table)
         weights: list[Path] = getattr(engine.state, "weights", [])
-        sha256 = "; ".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in weights) or "not from a file"
+        digests = "; ".join(map(sha256, weights)) or "not from a file"
         module = "omnet_monai" if Path(sys.argv[0]).parent.name == "omnet_monai" else "monai.bundle"
         command = shlex.join(["python", "-m", module, *sys.argv[1:]])
-        line = [datetime.now(UTC).strftime("%Y-%m-%d"), _commit(), command, sha256, scores]
+        line = [datetime.now(UTC).strftime("%Y-%m-%d"), _commit(), command, digests, scores]
         lines = _read_rows(self.path) if self.path.exists() else []
         write_csv(self.path, self.HEADER, [*lines, line])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import warnings
@@ -20,6 +19,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from omnet_monai import __version__
 from omnet_monai.demo import bundle_root
 from omnet_monai.distributed import torchrun_processes
+from omnet_monai.files import sha256
 from omnet_monai.images import find_images
 from omnet_monai.outputs import clear_case, prepare_output, sum_up
 from omnet_monai.regions import SCHEMES, SEQUENCES
@@ -154,12 +154,11 @@ def _check_ids(root: Path, overrides: dict[str, Any]) -> None:
 
 def _versions(root: Path, overrides: dict[str, Any]) -> dict[str, str]:
     """Tell code, configs and weights apart, these where they are in a file: results of others are not taken up."""
-    configs = b"".join((root / "configs" / name).read_bytes() for name in CONFIGS)
-    versions = {"version": __version__, "configs_sha256": hashlib.sha256(configs).hexdigest()}
+    configs = sha256(*(root / "configs" / name for name in CONFIGS))
     given = overrides.get("checkpoint_path", root / "models" / "model.pt")
     paths = [Path(given)] if isinstance(given, str | Path) else [Path(path) for path in given]  # of a cascade a list
-    weights = b"".join(path.read_bytes() for path in paths if path.is_file())
-    return versions | {"weights_sha256": hashlib.sha256(weights).hexdigest()}
+    weights = sha256(*(path for path in paths if path.is_file()))
+    return {"version": __version__, "configs_sha256": configs, "weights_sha256": weights}
 
 
 def _preset(fast: bool, accurate: bool) -> dict[str, Any]:
