@@ -87,6 +87,15 @@ def work(files: list[str], settings: dict[str, Any], folder: Path, stop_after: i
     workflow.finalize()
 
 
+def join_in_a_job(folder: Path) -> None:
+    """Join as below SLURM, which starts torchrun once on each node: its variables are the same for both processes."""
+    os.environ |= {f"SLURM_{name}": "0" for name in ("JOB_ID", "PROCID", "LOCALID")} | {"SLURM_NTASKS": "1"}
+    distributed.join_processes("gloo")
+    ranks = [idist.get_rank(), idist.get_local_rank(), idist.get_world_size()]
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps([*ranks, os.environ["SLURM_JOB_ID"]]))
+    idist.finalize()
+
+
 def settings_for(folder: Path, phantoms: Path) -> dict[str, Any]:
     places = {"dataset_dir": phantoms, "ckpt_dir": folder, "run_dir": folder / "run", "output_dir": folder / "out"}
     places["cache_dir"] = folder / "cache"
@@ -121,6 +130,12 @@ def whole(phantoms: Path, cases: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("whole")
     assert launch(work, TRAIN, {**settings_for(folder, phantoms), "datalist": str(cases)}, folder) == [0, 0]
     return folder
+
+
+def test_processes_of_torchrun_keep_their_ranks_within_a_slurm_job(tmp_path: Path) -> None:
+    assert launch(join_in_a_job, tmp_path) == [0, 0]
+    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert found == [[0, 0, 2, "0"], [1, 1, 2, "0"]]
 
 
 def test_both_processes_end_with_the_same_network_which_is_saved(whole: Path) -> None:

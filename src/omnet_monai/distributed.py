@@ -27,7 +27,16 @@ def join_processes(backend: str, **options: Any) -> None:
         backend: "nccl" on GPUs, "gloo" on CPUs.
         options: of ``torch.distributed.init_process_group``, such as a ``timeout``.
     """
-    idist.initialize(backend, **options)
+    # Not idist.initialize: within a SLURM job it takes the scheduler's ranks, which torchrun's processes share, and it
+    # gives each process a GPU of its own, whether there is one or not.
+    job = os.environ.pop("SLURM_JOB_ID", None)
+    try:
+        torch.distributed.init_process_group(backend, **options)
+        if backend == "nccl":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        idist.sync()
+    finally:
+        os.environ |= {"SLURM_JOB_ID": job} if job else {}
     if idist.get_rank() > 0:
         logging.disable(logging.INFO)
 
