@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,10 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from omnet_monai import machine
+from omnet_monai import __version__, machine
 from omnet_monai.benchmark import benchmark
 from omnet_monai.demo import bundle_root, inference_config
+from omnet_monai.files import sha256
 from omnet_monai.inferers import AutocastInferer
 from omnet_monai.machine import convolution_seconds, machine_rates
 from omnet_monai.networks import OMNet
@@ -67,6 +69,35 @@ def test_rivals_are_of_the_published_sizes() -> None:
 
 
 @torch.inference_mode()
+def test_segresnet_runs_once_in_its_window_and_once_on_the_brain() -> None:
+    network = OMNet(class_counts=(4, 4, 2), features=(2, 2, 2, 2))
+    rows = {row.name: row for row in rivals(network, AutocastInferer(SlidingWindowInferer((16, 16, 8))))}
+    seen: list[tuple[int, ...]] = []
+
+    def three_regions(windows: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(windows.shape[2:]))
+        return windows[:, :3]
+
+    image = torch.rand(1, 4, 13, 17, 14) + 1
+    for name in ("SegResNet, published window, bfloat16", "SegResNet, brain's box, bfloat16"):
+        torch.testing.assert_close(rows[name].inferer(image, three_regions), image[:, :3])
+    assert seen == [(240, 240, 160), (16, 24, 16)]  # the sides of the box to the next multiple of 8
+
+
+def test_short_calls_are_timed_many_at_once() -> None:
+    calls: list[float] = []
+
+    def run() -> None:
+        calls.append(time.perf_counter())
+        time.sleep(0.001)
+
+    took = machine.seconds(run, repeats=2)
+    assert 0.001 <= took < 0.01
+    assert len(calls) > 2 + 2 * 5  # two stretches of 50 ms, and two calls before
+    assert calls[-1] - calls[0] > 2 * 0.04
+
+
+@torch.inference_mode()
 def test_the_cascades_find_tumor_where_our_coarse_task_does() -> None:
     network = OMNet(class_counts=(4, 4, 2), features=(2, 4, 4, 6)).eval()
     rows = {row.name: row for row in rivals(network, AutocastInferer(SlidingWindowInferer((16, 16, 8))))}
@@ -100,7 +131,18 @@ def test_rows_differ_in_what_they_run_on_and_are_compared_to_the_first(measured:
     assert left_out[case]["truth"] == pytest.approx(default[case]["truth"], abs=0.01)  # the same windows
     assert left_out[case]["windows"] == default[case]["windows"] < plain[case]["windows"]
     assert plain[case]["flops"] / plain[case]["windows"] == default[case]["flops"] / default[case]["windows"] > 0
-    assert plain[case]["peak_gb"] is None or plain[case]["peak_gb"] > 0.1
+    assert plain[case]["parameters"] == default[case]["parameters"] > 0
+    if plain[case]["memory"]:
+        peak, added = plain[case]["memory"]
+        assert peak > 0.1
+        assert 0 <= added < peak
+
+
+def test_a_result_tells_what_it_is_of(measured: Path, small_bundle: Path) -> None:
+    result = json.loads((measured / "benchmark.json").read_text())
+    assert result["weights_sha256"] == sha256(small_bundle / "models" / "model.pt")
+    assert result["version"] == __version__
+    assert result["command"].startswith("python -m omnet_monai ")
 
 
 def test_stages_add_up_to_the_whole_case(measured: Path) -> None:
@@ -129,7 +171,7 @@ def test_the_whole_volume_is_that_of_a_turned_and_thick_case_too(phantoms: Path,
     rival = SimpleNamespace(
         whole=True, network=None, inferer=lambda image, _: shapes.append(image.shape) or image[:, :3]
     )
-    _, masks = volume.segment(rival)
+    _, _, masks = volume.segment(rival)
     assert list(shapes[0][2:]) == volume.whole
     assert masks.shape[1:] == volume.native
     assert all(box.start >= 0 and box.stop <= side for box, side in zip(volume.box, volume.whole, strict=True))

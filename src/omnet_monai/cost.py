@@ -29,14 +29,15 @@ class Passes:
 
     Args:
         network: a network, or a cascade of :class:`~omnet_monai.networks.OMNet`, each of which is then watched too.
+        timed: measure the time inside it, for which a GPU is waited for before and after each batch of windows.
 
     Attributes:
         windows: windows that went through the whole.
-        seconds: time inside it.
+        seconds: time inside it, 0 if that is not measured.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.windows, self.seconds = 0, 0.0
+    def __init__(self, network: nn.Module, timed: bool = True) -> None:
+        self.windows, self.seconds, self.timed = 0, 0.0, timed
         self.passes: Counter[tuple[nn.Module, tuple[int, ...]]] = Counter()
         parts: list[nn.Module] = [module for module in network.modules() if isinstance(module, OMNet)]
         # Bound to the network itself: an inferer runs a copy of it for each case, which must not be kept.
@@ -61,10 +62,10 @@ class Passes:
 
     def _enter(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         self.windows += len(args[0])
-        self.seconds -= _now(args[0])
+        self.seconds -= _now(args[0]) if self.timed else 0
 
     def _leave(self, module: nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> None:
-        self.seconds += _now(args[0])
+        self.seconds += _now(args[0]) if self.timed else 0
 
     def _count(self, part: nn.Module, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         self.passes[part, tuple(args[0].shape[1:])] += len(args[0])

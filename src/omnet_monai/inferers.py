@@ -108,11 +108,13 @@ class _Windows:
         if not self.skip_empty:
             return self._run(windows, *args, **kwargs)
         occupied = windows.flatten(1).any(1)
-        if self.background is None:  # only the network knows how many channels a result has
-            self.background = torch.zeros_like(self._run(windows[:1], *args, **kwargs))
+        some = bool(occupied.any())
+        if some or self.background is None:  # only the network knows how many channels a result has
+            found = self._run(windows[occupied] if some else windows[:1], *args, **kwargs)
+            self.background = torch.zeros_like(found[:1])
         results = self.background.repeat_interleave(len(windows), dim=0)
-        if occupied.any():
-            results[occupied] = self._run(windows[occupied], *args, **kwargs)
+        if some:
+            results[occupied] = found
         return results
 
     def _run(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -14,19 +14,29 @@ from omnet_monai.networks.folding import LAYOUTS
 
 __all__ = ["convolution_seconds", "machine_rates", "seconds"]
 
+STRETCH = 0.05
+"""Seconds that repeated calls are timed for at least."""
+
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def seconds(run: Callable[[], Any], device: torch.device | str = "cpu", repeats: int = 5) -> float:
-    """Return the median wall time of a call in seconds, after one that does not count."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
+    """
+    Return the median wall time of a call in seconds, after some that do not count. Short calls are timed many at once,
+    so that neither the clock nor waiting for a GPU weighs on them.
+    """
+    _stretch(run, 1, device)
+    number = max(1, round(STRETCH / max(_stretch(run, 1, device), 1e-6)))
+    return median(_stretch(run, number, device) / number for _ in range(repeats))
+
+
+def _stretch(run: Callable[[], Any], number: int, device: torch.device | str) -> float:
+    start = time.perf_counter()
+    for _ in range(number):
         run()
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return median(times[1:])
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 @torch.inference_mode()

@@ -62,17 +62,34 @@ class Volume:
         uncropped = [round(side * scale) for side, scale in zip(shapes[crop - 1], scales, strict=True)]
         self.whole = [max(side, box.stop) for side, box in zip(uncropped, self.box, strict=True)]
 
-    def segment(self, rival: Rival) -> tuple[float, torch.Tensor]:
-        """Return the seconds that a rival takes from the prepared image to probabilities, and its region masks."""
+    def warm_up(self, rival: Rival) -> None:
+        """Run a rival on a small part of the image, as the first call of a network pays for more than its own work."""
+        middle = [slice(side // 2, side // 2 + 16) for side in self.image.shape[2:]]
+        rival.inferer(self.image[:, :, *middle].contiguous(), rival.network)
+
+    def segment(self, rival: Rival) -> tuple[float, list[float] | None, torch.Tensor]:
+        """
+        Segment by a rival.
+
+        Returns:
+            The seconds from the prepared image to probabilities; the largest memory in GB meanwhile, and how much that
+            is above what was in use before, ``None`` where this system cannot tell; the region masks.
+        """
         image = self.image
         if rival.whole:
             image = torch.zeros(1, image.shape[1], *self.whole, device=self.device)
             image[:, :, *self.box] = self.image
+        before = _reset_peak(self.device)
+        _wait(self.device)
         start = time.perf_counter()
         probs = rival.inferer(image, rival.network)
         _wait(self.device)
-        took = time.perf_counter() - start
-        return took, regions_from_classes(self._refine(probs[0, :, *self.box] if rival.whole else probs[0])["pred"])
+        took, memory = time.perf_counter() - start, None
+        if before is not None:
+            peak = peak_memory(self.device)
+            memory = [peak, peak - before]
+        masks = regions_from_classes(self._refine(probs[0, :, *self.box] if rival.whole else probs[0])["pred"])
+        return took, memory, masks
 
     def exactness(self, inferer: AutocastInferer, network: nn.Module) -> dict[str, Any]:
         """
@@ -102,14 +119,15 @@ class Volume:
         """
         times: dict[str, list[float]] = {}
         for _ in range(repeats):
-            marks, data = [time.perf_counter()], self.before[0](dict(self.case))
-            data.pop("label", None)
+            case = {key: value for key, value in self.case.items() if key != "label"}
+            marks, data = [time.perf_counter()], self.before[0](case)
             marks.append(time.perf_counter())
             for step in self.before[1:]:
                 data = step(data)
             marks.append(time.perf_counter())
             passes = Passes(network)
             probs = inferer(data["image"].as_tensor()[None].to(self.device), network)[0]
+            _wait(self.device)
             marks.append(time.perf_counter())
             data = self._refine(probs)
             marks.append(time.perf_counter())
@@ -147,28 +165,31 @@ class Volume:
 
 
 @torch.inference_mode()
-def race(rows: Sequence[Rival], volumes: Sequence[Volume], repeats: int, device: torch.device) -> dict[str, Any]:
+def race(rows: Sequence[Rival], volumes: Sequence[Volume], repeats: int) -> dict[str, Any]:
     """
     Let rows take turns on every case.
 
     Returns:
-        By row and case: ``seconds`` of every turn, ``peak_gb`` of memory, ``windows`` run, ``flops``, and, for a row
-        with trained weights, Dice ``truth`` against the label if there is one and ``first`` against the first row's.
+        By row and case: ``seconds`` of every turn, ``memory``, see :meth:`Volume.segment`, of the turn that took most
+        of it, ``windows`` run, ``flops``, ``parameters``, and, for a row with trained weights, Dice ``truth`` against
+        the label if there is one and ``first`` against the first row's.
     """
     results: dict[str, Any] = {row.name: {} for row in rows}
+    for row in rows:
+        volumes[0].warm_up(row)
     first: dict[str, torch.Tensor] = {}
     for turn in range(repeats):
         for volume in volumes:
             for row in (row for row in rows if not (turn and row.slow)):
-                passes = Passes(row.network)
-                reset = _reset_peak(device)
-                took, masks = volume.segment(row)
+                passes = Passes(row.network, timed=False)
+                took, memory, masks = volume.segment(row)
                 passes.stop()
-                entry = results[row.name].setdefault(volume.name, {"seconds": []})
+                entry = results[row.name].setdefault(volume.name, {"seconds": [], "memory": memory})
                 entry["seconds"].append(took)
-                entry["peak_gb"] = peak_memory(device) if reset else None
+                entry["memory"] = memory and max(memory, entry["memory"])
                 if turn == 0:
                     entry |= {"windows": passes.windows, "flops": passes.flops()}
+                    entry["parameters"] = sum(weights.numel() for weights in row.network.parameters())
                     if row.trained:
                         against = first.setdefault(volume.name, masks)
                         entry |= {"truth": volume.dice(masks, volume.truth), "first": volume.dice(masks, against)}
@@ -179,23 +200,23 @@ def race(rows: Sequence[Rival], volumes: Sequence[Volume], repeats: int, device:
 def peak_memory(device: torch.device) -> float:
     """Return the largest memory in GB since the last reset: of the GPU, or of the process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
+        return torch.cuda.max_memory_allocated(device) / 1e9
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) / 1e6
 
 
-def _reset_peak(device: torch.device) -> bool:
-    """Begin a new measurement of memory; tell whether this system can."""
+def _reset_peak(device: torch.device) -> float | None:
+    """Begin a new measurement of memory; return what is in use in GB, nothing where this system cannot tell."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return True
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak_memory(device)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return False
-    return True
+        return None
+    return peak_memory(device)
 
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
