@@ -22,7 +22,7 @@ from omnet_monai.datalist import read_scored_cases
 from omnet_monai.demo import bundle_root
 from omnet_monai.files import whole_file
 from omnet_monai.regions import REGIONS, SEQUENCES
-from omnet_monai.results import read_scores
+from omnet_monai.results import read_dice
 
 WHOLE = "none"
 
@@ -46,8 +46,7 @@ def main(datalist: str, output: str, *weights: str, **overrides: Any) -> None:
             if not (folder / "scores.csv").is_file():
                 cases = write_without(lost, datalist, fold, out / "datalists" / f"{lost}-fold{fold}.json")
                 score(cases, fold, Path(path).resolve(), folder, overrides)
-            for case, values in read_scores(folder / "scores.csv").items():
-                dice[lost][case] = np.array([values[f"dice_{region}"] for region in REGIONS])
+            dice[lost] |= {case: np.array(scores) for case, scores in read_dice(folder / "scores.csv").items()}
     text = table(dice)
     with whole_file(out / "table.md") as part:
         part.write_text(text, encoding="utf-8")

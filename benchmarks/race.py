@@ -33,7 +33,7 @@ from omnet_monai.datalist import read_cases, read_scored_cases
 from omnet_monai.demo import bundle_root
 from omnet_monai.files import sha256, whole_file
 from omnet_monai.regions import REGIONS
-from omnet_monai.results import read_scores
+from omnet_monai.results import read_dice
 from omnet_monai.summary import paired_differences
 from omnet_monai.variants import NETWORKS, VARIANTS
 
@@ -173,8 +173,7 @@ class Race:
             print(f"\n=== {key}", flush=True)
             race = self.run_nnunet if name == "nnunet" else self.run_bundle
             epochs, seconds = race(ENTRANTS[name], fold, ENTRANTS[name].trials[trial], self.folder / key)
-            scores = read_scores(self.folder / key / "scored" / "scores.csv").items()
-            dice = {case: [values[f"dice_{region}"] for region in REGIONS] for case, values in scores}
+            dice = read_dice(self.folder / key / "scored" / "scores.csv")
             self.runs[key] = {"epochs": epochs, "minutes": seconds / 60, "dice": dice, "machine": machine()}
             self.keep()
         return self.runs[key]

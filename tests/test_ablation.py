@@ -135,8 +135,7 @@ def test_equal_time_gives_each_row_as_many_epochs_as_the_references_training_las
 
     monkeypatch.setattr(ablation._Ablation, "train", train)
     monkeypatch.setattr(ablation, "run", run)
-    dice = {f"dice_{region}": 0.5 for region in ("WT", "TC", "ET")}
-    monkeypatch.setattr(ablation, "read_scores", lambda path: {"a": dice, "b": dice})
+    monkeypatch.setattr(ablation, "read_dice", lambda path: {"a": [0.5] * 3, "b": [0.5] * 3})
     arguments = {"variants": ("mc2", "omnet", "se"), "equal_time": True, "train#trainer#max_epochs": 10}
     ablate(str(tmp_path / "out"), str(phantoms / "datalist.json"), **arguments)
     assert trained == [("omnet", 10), ("mc1", 10), ("refined", 10), ("se", 10), ("mc1", 6), ("refined", 6)]

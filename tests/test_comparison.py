@@ -125,3 +125,30 @@ def test_the_papers_rows_are_run_unless_others_are_named() -> None:
 def test_unknown_variants_are_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"variants must be some of mc1, mc2, mc3, .*, cga, .*, got omnet1, MC2"):
         variants_named(["mc1", "omnet1", "MC2"])
+
+
+def test_scans_of_one_patient_resolve_no_more_than_one_of_them() -> None:
+    patients = {"a1": "a", "a2": "a", "a3": "a", "b": "b"}
+    alone = [make_row("mc3", a1=0.8, b=0.6), make_row("omnet", a1=0.9, b=0.8)]
+    # Differences of patients: -0.1, -0.2. With three equal scans of the first, the second is a quarter of the mean,
+    # -0.125; what the patients add to the sum is 3 x 0.025 and -0.075, the error sqrt(2 x 0.075^2 x 2) / 4 = 0.0375.
+    thrice = [
+        make_row("mc3", a1=0.8, a2=0.8, a3=0.8, b=0.6),
+        make_row("omnet", a1=0.9, a2=0.9, a3=0.9, b=0.8),
+    ]
+    thrice = [replace(row, patients=patients) for row in thrice]
+    assert cells(Comparison(alone, "omnet"), "mc3")["resolves"] == "0.100/0.100/0.050"
+    line = cells(Comparison(thrice, "omnet"), "mc3")
+    assert line["difference WT/TC/ET"].startswith("-0.125/-0.125/")
+    assert line["resolves"].startswith("0.075/0.075/")
+
+
+def test_from_ten_patients_on_a_row_has_an_interval() -> None:
+    scores = {f"case{number}": 0.1 * number for number in range(10)}
+    comparison = Comparison([make_row("cga", 0, **scores), make_row("cga", 1, **scores)], "cga")
+    low, high = map(float, cells(comparison, "cga")["95 % interval WT/TC/ET"].split("/")[0].split("-"))
+    # The mean is 0.45, its standard error by the bootstrap sqrt(0.0825 / 10) = 0.091: about 1.96 of them either way.
+    assert low == pytest.approx(0.45 - 0.178, abs=0.02)
+    assert high == pytest.approx(0.45 + 0.178, abs=0.02)
+    nine = dict(list(scores.items())[:9])
+    assert "95 % interval WT/TC/ET" not in cells(Comparison([make_row("cga", 0, **nine)], "cga"), "cga")

@@ -79,7 +79,7 @@ def test_epochs_fill_the_time_that_the_networks_share(
 
     monkeypatch.setattr(race, "train_once", train_once)
     monkeypatch.setattr(race, "run", run)
-    monkeypatch.setattr(race, "read_scores", lambda path: {"a": {f"dice_{r}": 0.5 for r in ("WT", "TC", "ET")}})
+    monkeypatch.setattr(race, "read_dice", lambda path: {"a": [0.5, 0.5, 0.5]})
     race.main(str(tmp_path), str(phantoms / "datalist.json"), minutes=1, entrants=["omnet", "mc3"])
     assert [pair for pair in trained if pair[0].startswith("network")] == [
         ("network0", 33),

@@ -17,9 +17,8 @@ from omnet_monai.cost import machine
 from omnet_monai.datalist import read_cases, read_scored_cases
 from omnet_monai.demo import bundle_root
 from omnet_monai.files import sha256, whole_file
-from omnet_monai.regions import REGIONS
 from omnet_monai.report import write_csv
-from omnet_monai.results import read_scores
+from omnet_monai.results import read_dice
 from omnet_monai.variants import NETWORKS, VARIANTS, variants_named
 
 __all__ = ["ablate"]
@@ -99,7 +98,12 @@ class _Ablation:
     def check_cases(self, fold: int | None) -> None:
         """Read the cases to train on and to score, for their errors."""
         read_cases(self.datalist, "training", fold)
-        read_scored_cases(self.datalist, self.section if fold is None else "training", fold)
+        self.patients(fold)
+
+    def patients(self, fold: int | None) -> dict[str, str]:
+        """Tell the patients of the cases to score."""
+        cases = read_scored_cases(self.datalist, self.section if fold is None else "training", fold)
+        return {case["case"]: case["patient"] for case in cases if "patient" in case}
 
     def open(self) -> None:
         """
@@ -120,7 +124,8 @@ class _Ablation:
         self.settings = {
             "datalist_sha256": sha256(self.datalist),
             "section": self.section,
-            "recipe": {file: sha256(self.root / "configs" / file) for file in self.recipe},
+            "recipe": list(self.recipe),
+            "configs_sha256": sha256(*sorted((self.root / "configs").glob("*.json"))),
             "version": __version__,
             "overrides": {key: str(value) for key, value in self.overrides.items()},
         }
@@ -153,7 +158,6 @@ class _Ablation:
         settings |= {"datalist_key": self.section if fold is None else "training"}
         files = ("train.json", *self.recipe, "evaluate.json", *variant.overrides, "cost.json")
         run(config_file=self.configs(*files), **settings)
-        scores = read_scores(out / "scores.csv").items()
         row = Row(
             variant=name,
             budget=budget,
@@ -162,7 +166,8 @@ class _Ablation:
             epochs=epochs,
             seconds=sum(seconds for _, seconds in trained),
             cost=json.loads((out / "cost.json").read_text(encoding="utf-8")),
-            dice={case: [values[f"dice_{region}"] for region in REGIONS] for case, values in scores},
+            dice=read_dice(out / "scores.csv"),
+            patients=self.patients(fold),
             reference=reference if budget == "time" else "",
         )
         self.keep(row)
@@ -186,24 +191,26 @@ class _Ablation:
         rows = [row for run in runs for row in self.find(*run, reference)]
         comparison = Comparison(rows, reference)
         write_csv(self.out / "table.csv", *comparison.table())
-        text = comparison.markdown(self.caption(rows))
+        text = comparison.markdown(self.caption(comparison))
         with whole_file(self.out / "table.md") as part:
             part.write_text(text, encoding="utf-8")
         return text
 
-    def caption(self, rows: Sequence[Row]) -> str:
+    def caption(self, comparison: Comparison) -> str:
         """Tell budget, data and machine."""
+        rows = comparison.rows
         seeds, places = (sorted({str(getattr(row, key)) for row in rows}) for key in ("seed", "place"))
         cases = {case for row in rows for case in row.dice}
         recipe = " and ".join(["train.json", *self.recipe])
         changes = "".join(f", {key} {value}" for key, value in self.overrides.items())
         timed = any(row.budget == "time" for row in rows)
         equal = "; at equal time as many epochs as fit into the training of the reference" if timed else ""
+        interval = ", an interval the bootstrap's over patients" if comparison.intervals else ""
         return (
             f"Budget: {self.epochs * self.steps:,} optimizer steps for each network ({self.epochs} epochs), by"
             f" {recipe}{changes}, with seeds {', '.join(seeds)}{equal}. Data: {len(read_cases(self.datalist))} training"
-            f" cases, {len(cases)} cases scored ({', '.join(places)}). ± is the standard deviation over seeds. One"
-            f" multiply-add is two FLOP; seconds are those inside the network. Machine: {machine()}."
+            f" cases, {len(cases)} cases scored ({', '.join(places)}). ± is the standard deviation over seeds{interval}."
+            f" One multiply-add is two FLOP; seconds are those inside the network. Machine: {machine()}."
         )
 
     def place(self, fold: int | None) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from omnet_monai.regions import REGIONS
-from omnet_monai.summary import paired_differences
+from omnet_monai.summary import MIN_PATIENTS, paired_differences, summarize
 from omnet_monai.variants import VARIANTS
 
 __all__ = ["Comparison", "Row"]
@@ -32,6 +32,7 @@ class Row:
         cost: what ``NetworkCost`` wrote.
         dice: Dice of WT, TC, ET of each case.
         reference: of equal time, the variant whose training lasted as long.
+        patients: the patient of each case that shares one with others; any other case has its own.
     """
 
     variant: str
@@ -43,6 +44,7 @@ class Row:
     cost: dict[str, float]
     dice: dict[str, list[float]]
     reference: str = ""
+    patients: dict[str, str] = field(default_factory=dict)
 
 
 class Comparison:
@@ -63,12 +65,12 @@ class Comparison:
         present = {row.variant for row in rows}
         self.variants = [name for name in VARIANTS if name in present]
         self.timed = any(row.budget == "time" for row in rows)
+        self.patients = {case: row.patients.get(case, case) for row in rows for case in row.dice}
+        self.intervals = len(set(self.patients.values())) >= MIN_PATIENTS
 
     def seed_means(self, variant: str, budget: str = "steps") -> np.ndarray:
         """Average Dice over the cases of all places, for each seed: shape ``(seeds, 3)``."""
-        scores = self._scores(variant, budget)
-        seeds = sorted({seed for seed, _ in scores})
-        return np.array([np.mean([v for (s, _), v in scores.items() if s == seed], axis=0) for seed in seeds])
+        return _means_by(0, self._scores(variant, budget))[1]
 
     def difference(self, variant: str) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -76,27 +78,26 @@ class Comparison:
 
         Returns:
             Mean difference in Dice, shape ``(3,)``; and the smallest difference that can be told from 0, twice the
-            standard error: of the cases, each averaged over the seeds, or of the seeds, each averaged over the cases,
-            whichever is larger. It is infinite with a single case, and knows nothing of seeds with a single seed.
+            standard error: of the patients, each averaged over the seeds, or of the seeds, each averaged over the
+            cases, whichever is larger. It is infinite with a single patient, and knows nothing of seeds with a single
+            seed.
         """
         own, others = self._scores(variant), self._scores(self.reference)
         pairs = {key: own[key] - others[key] for key in own if key in others}
         if not pairs:
             return np.full(len(REGIONS), np.nan), np.full(len(REGIONS), np.inf)
-        errors = []
-        for axis in (1, 0):
-            groups = sorted({key[axis] for key in pairs})
-            means = np.array([np.mean([v for key, v in pairs.items() if key[axis] == group], 0) for group in groups])
-            differences = paired_differences(means, np.zeros_like(means))
-            errors.append(differences.error)
-        cases, seeds = errors
-        return np.mean(list(pairs.values()), 0), np.where(np.isnan(cases), np.inf, 2 * np.fmax(cases, seeds))
+        (names, cases), (_, seeds) = (_means_by(axis, pairs) for axis in (1, 0))
+        by_patient = paired_differences(cases, np.zeros_like(cases), [self.patients[name] for name in names]).error
+        by_seed = paired_differences(seeds, np.zeros_like(seeds)).error
+        resolved = np.where(np.isnan(by_patient), np.inf, 2 * np.fmax(by_patient, by_seed))
+        return np.mean(list(pairs.values()), 0), resolved
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Lay out a header and a line for each variant; a cell of three figures holds the regions in order."""
         triple = "/".join(REGIONS)
         dice = [f"Dice {region}" for region in REGIONS]
         header = ["variant", "parameters", "passes per window", "GFLOP per case", "s per case", *dice]
+        header += [f"95 % interval {triple}"] if self.intervals else []
         header += ["epochs at equal time", f"Dice {triple}, equal time"] if self.timed else []
         header += [f"paper's Dice {triple}", f"difference {triple}", "resolves", "paper's difference"]
         return header, [self._line(name) for name in self.variants]
@@ -120,6 +121,10 @@ class Comparison:
             f"{cost['seconds_per_case']:.2f}",
             *(f"{mean:.3f}{s}" for mean, s in zip(means.mean(0), spread, strict=True)),
         ]
+        if self.intervals:
+            names, scores = _means_by(1, self._scores(name))
+            ends = summarize(scores, [self.patients[case] for case in names])
+            cells.append("/".join(f"{low:.3f}-{high:.3f}" for low, high in zip(ends.low, ends.high, strict=True)))
         if self.timed:
             budget = "steps" if name == self.reference else "time"
             epochs = [row.epochs for row in self.rows if (row.variant, row.budget) == (name, budget)]
@@ -165,6 +170,12 @@ class Comparison:
     def _scores(self, variant: str, budget: str = "steps") -> dict[tuple[int, str], np.ndarray]:
         rows = [row for row in self.rows if (row.variant, row.budget) == (variant, budget)]
         return {(row.seed, case): np.array(dice) for row in rows for case, dice in row.dice.items()}
+
+
+def _means_by(axis: int, scores: dict[tuple[int, str], np.ndarray]) -> tuple[list[Any], np.ndarray]:
+    """Average scores by seed, axis 0, or by case, axis 1: the names, and their means of shape ``(names, 3)``."""
+    names = sorted({key[axis] for key in scores})
+    return names, np.array([np.mean([v for key, v in scores.items() if key[axis] == name], 0) for name in names])
 
 
 def _triple(values: Sequence[float] | np.ndarray, form: str = "{:.3f}") -> str:

@@ -16,7 +16,7 @@ from omnet_monai.datalist import write_datalist
 from omnet_monai.phantom import write_phantoms
 from omnet_monai.regions import REGIONS
 from omnet_monai.report import format_table
-from omnet_monai.results import read_scores
+from omnet_monai.results import read_dice
 from omnet_monai.weights import ModelFile
 
 __all__ = ["bundle_root", "demo", "generate_cases", "inference_config"]
@@ -142,6 +142,5 @@ def _evaluate(recipe: list[str], settings: dict[str, Any], weights: Path, out: P
     """Run the evaluation config and return Dice of WT, TC, ET by case, the mean last."""
     evaluate = [*recipe, str(Path(recipe[0]).with_name("evaluate.json"))]
     run(config_file=evaluate, checkpoint_path=str(weights), output_dir=str(out), **settings)
-    cases = read_scores(out / "scores.csv").items()
-    scores = {case: [values[f"dice_{region}"] for region in REGIONS] for case, values in cases}
+    scores = read_dice(out / "scores.csv")
     return scores | {"mean": np.mean(list(scores.values()), axis=0).tolist()}

@@ -17,7 +17,7 @@ from omnet_monai.regions import REGIONS
 from omnet_monai.report import format_table, write_csv
 from omnet_monai.summary import Differences, paired_differences, summarize
 
-__all__ = ["COLUMNS", "CaseScore", "Results", "digits", "milliliters", "read_scores"]
+__all__ = ["COLUMNS", "CaseScore", "Results", "digits", "milliliters", "read_dice", "read_scores"]
 
 COLUMNS = [f"{metric}_{region}" for metric in METRICS for region in REGIONS]
 VOLUMES = [f"{source}_ml_{region}" for source in ("truth", "pred") for region in REGIONS]
@@ -135,6 +135,11 @@ class Results:
     @staticmethod
     def _table(cases: Sequence[CaseScore]) -> np.ndarray:
         return np.array([[case.values[column] for column in COLUMNS] for case in cases])
+
+
+def read_dice(path: str | Path) -> dict[str, list[float]]:
+    """Read Dice of WT, TC and ET of the scored cases of a ``scores.csv``, as :func:`read_scores` does."""
+    return {case: [values[f"dice_{region}"] for region in REGIONS] for case, values in read_scores(path).items()}
 
 
 def read_scores(path: str | Path) -> dict[str, dict[str, float]]:

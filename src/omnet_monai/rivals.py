@@ -109,7 +109,7 @@ class _OneWindow(Inferer):
 
     def __call__(self, inputs: Any, network: Any, *args: Any, **kwargs: Any) -> Any:
         padded = DivisiblePad(8, method="end")(inputs[0])[None]
-        results = network(padded, *args, **kwargs)
+        results = network(padded, *args, **kwargs).float()
         return results[:, :, *(slice(side) for side in inputs.shape[2:])]
 
 
