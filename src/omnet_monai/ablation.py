@@ -210,7 +210,7 @@ class _Ablation:
             f"Budget: {self.epochs * self.steps:,} optimizer steps for each network ({self.epochs} epochs), by"
             f" {recipe}{changes}, with seeds {', '.join(seeds)}{equal}. Data: {len(read_cases(self.datalist))} training"
             f" cases, {len(cases)} cases scored ({', '.join(places)}). ± is the standard deviation over"
-            f" seeds{interval}. One multiply-add is two FLOP; seconds are those inside the network. Machine: {machine()}."
+            f" seeds{interval}. One multiply-add is two FLOP; seconds are inside the network. Machine: {machine()}."
         )
 
     def place(self, fold: int | None) -> str:
