@@ -58,7 +58,11 @@ def lower(image: MetaTensor) -> None:
 
 
 def round_off(image: MetaTensor) -> None:
-    image[3] = torch.ceil(image[3] / 100)
+    image[3] = torch.ceil(image[3] / 100) / 4
+
+
+def to_8_bits(image: MetaTensor) -> None:
+    image[3] = torch.ceil(image[3] / image[3].max() * 250)
 
 
 def test_an_image_as_it_should_be_has_no_findings() -> None:
@@ -75,8 +79,9 @@ def test_an_image_as_it_should_be_has_no_findings() -> None:
         (standardize, r"normalized: t1c has mean -?0\.00 and standard deviation 1\.00, it seems to be z-scores"),
         (lower, r"negative: 10\.\d% of t2 are below 0"),
         (round_off, r"levels: flair has 10 different intensities"),
+        (to_8_bits, r"levels: flair has whole numbers up to 250; was it scaled and rounded to 8 bits"),
     ],
-    ids=["shifted", "with skull", "half", "scaled to 1", "z-scores", "negative", "rounded"],
+    ids=["shifted", "with skull", "half", "scaled to 1", "z-scores", "negative", "rounded", "8 bits"],
 )
 def test_a_spoiled_image_is_found_out_with_its_number(spoil: Callable[[MetaTensor], None], finding: str) -> None:
     image = make_image()

@@ -322,8 +322,15 @@ def test_a_folder_that_is_absent_or_cannot_be_read_is_said_to_be(
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(PermissionError, match="pat1"):
+    problem = f"{tmp_path / 'HGG' / 'pat1'}: the folder cannot be read: Permission denied"
+    with pytest.raises(ValueError, match=f"found none; {problem}"):
         find_cases(tmp_path)
+    others = [file.replace("pat1", "pat2") for file in FILES["2017"]]
+    touch(tmp_path, others)
+    (case,), (message,) = find_cases(tmp_path)
+    assert (case["case"], message) == ("pat2", problem)
+    locked_case, other = find_cases(tmp_path, partial=True)[0]
+    assert (locked_case["case"], locked_case["problems"], other["case"]) == ("HGG_pat1", problem, "pat2")
 
 
 def test_all_below_the_first_folder_is_one_patient_where_names_are_bare(tmp_path: Path) -> None:

@@ -414,6 +414,10 @@ BAD = {
     "origin": (rewrite("t2", np.array, moved(0.8, 1, 3)), T2 + "origins must agree within 0.5 voxel, got 0.53 voxels"),
     "affine": (rewrite("t2", np.array, FLAT), T2 + "affine must be an invertible 4x4 matrix"),
     "NaN": (rewrite("t2", first_voxel(np.nan)), T2 + "values must be finite, got 1 NaN or infinite"),
+    "beyond what can be squared": (
+        rewrite("t2", first_voxel(1e30)),
+        T2 + "values must be within 1e.15, got .* to 1e.30",
+    ),
     "infinity": (rewrite("t2", first_voxel(np.inf)), T2 + "values must be finite, got 1 NaN or infinite"),
     "colors": (rewrite("t2", colored), T2 + r"values must be real numbers, one per voxel, got \[\('R', 'u1'\)"),
     "colors of label": (rewrite("label", colored), SEG + "values must be real numbers, one per voxel, got"),

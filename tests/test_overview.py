@@ -33,6 +33,7 @@ RECORDS = [
 def test_failures_come_first_then_what_was_warned_of_then_the_rest(tmp_path: Path) -> None:
     page = make_page(tmp_path, RECORDS)
     assert "<h1>2 of 3 cases segmented</h1>" in page
+    assert "<title>2 of 3 cases segmented</title>" in page
     places = [page.index(text) for text in ("&lt;b&gt;torn:", "<h2>doubtful", "spacing: 3 mm</p>", "<h2>fine")]
     assert places == sorted(places)
     assert re.findall(r'<a href="#case\d">(\w+)</a></td><td>12\.3', page) == ["doubtful", "fine"]
@@ -45,7 +46,20 @@ def test_a_page_holds_its_pictures_and_asks_for_nothing(tmp_path: Path) -> None:
     assert page.count('src="data:image/png;base64,') == 2
     assert "default-src 'none'" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
-    assert make_page(tmp_path, RECORDS, limit=1).count("<img") == 1
+
+
+def test_beyond_the_limit_links_lead_to_the_pictures(tmp_path: Path) -> None:
+    page = make_page(tmp_path, [*RECORDS, make_record("the last#1")], limit=1)
+    assert page.count("<img") == 1
+    folder = tmp_path.name
+    assert re.findall(r'href="([^#][^"]*)"', page) == [f"{folder}/fine.png", f"{folder}/the%20last%231.png"]
+
+
+def test_a_region_that_was_not_found_has_no_uncertainty(tmp_path: Path) -> None:
+    measures = dict.fromkeys(COLUMNS, 12.34) | {"ml_ET": 0.0, "uncertainty_ET": 1.0}
+    page = make_page(tmp_path, [CaseRecord("no_ET", "image", measures=measures)])
+    assert page.count("<td>-</td>") == 1
+    assert "<td>1.00</td>" not in page
 
 
 def test_a_page_of_failures_alone_and_of_nothing_is_written(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, SpatialCrop
 
 from omnet_monai import __main__ as command_line
+from omnet_monai import segmentation
 from omnet_monai.demo import inference_config
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
+from omnet_monai.outputs import sole_run
 from omnet_monai.segment import segment
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -539,7 +541,7 @@ def test_images_are_found_in_every_form_and_label_maps_left_aside(phantoms: Path
 def test_a_4d_file_needs_an_order_unless_its_layout_tells_it(phantoms: Path, tmp_path: Path) -> None:
     loose = one_file(phantoms, tmp_path / "p1.nii.gz", (0, 1, 2, 3))
     msd = one_file(phantoms, tmp_path / "imagesTr" / "p2.nii.gz", (3, 0, 1, 2))
-    assert "state it, as in --order" in find_images([str(loose)])[0]["problems"]
+    assert "state it for a 4-D file, as in --order" in find_images([str(loose)])[0]["problems"]
     assert find_images([str(msd)]) == [{"case": "p2", "image": str(msd), "order": ["flair", "t1", "t1c", "t2"]}]
     assert find_images([str(loose)], order="t1,t1c,flair,t2")[0]["order"] == ["t1", "t1c", "flair", "t2"]
 
@@ -549,7 +551,7 @@ def test_the_order_of_a_folder_of_4d_files_is_the_one_that_is_stated(phantoms: P
     assert find_images([str(tmp_path)])[0]["order"] == ["flair", "t1", "t1c", "t2"]
     assert find_images([str(tmp_path)], order="t1,t1c,t2,flair")[0]["order"] == ["t1", "t1c", "t2", "flair"]
     (tmp_path / "imagesTr").rename(tmp_path / "others")
-    with pytest.raises(ValueError, match="4-D files of other names must be named one by one, with --order"):
+    with pytest.raises(ValueError, match="name files of other names one by one: 4-D with --order"):
         find_images([str(tmp_path)], order="t1,t1c,t2,flair")
 
 
@@ -560,6 +562,51 @@ def test_a_file_of_an_incomplete_case_stands_for_what_its_folder_stands_for(phan
         of_folder = find_images([str(case)], allow_missing=allow_missing)
         assert find_images([str(case / "phantom_000_t1.nii.gz")], allow_missing=allow_missing) == of_folder
         assert of_folder[0].get("problems") == (None if allow_missing else "missing t2")
+
+
+def test_a_case_named_by_each_of_its_files_is_one_and_labels_beside_it_do_not_count(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    case = copy_case(phantoms, tmp_path)
+    shutil.copy(case / "phantom_000_seg.nii.gz", case / "phantom_000_seg.nii")
+    files = [str(case / f"phantom_000_{name}.nii.gz") for name in NAMES]
+    assert find_images(files) == find_images([str(case)]) == [{"case": "phantom_000", "image": files}]
+
+
+def test_a_folder_in_use_by_another_run_is_left_to_it(segmented: Path, phantoms: Path, small_bundle: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in segmented.rglob("*")}
+    with sole_run(segmented), pytest.raises(ValueError, match="is being written by another run: choose another"):
+        run(small_bundle, phantoms / "phantom_000", output=segmented)
+    assert {path: path.stat().st_mtime_ns for path in segmented.rglob("*") if path.name != ".lock"} == before
+
+
+def test_another_naming_leaves_one_label_map_of_a_case(phantoms: Path, small_bundle: Path, tmp_path: Path) -> None:
+    for naming, name in (("bundle", "phantom_000_seg.nii.gz"), ("brats", "phantom_000.nii.gz")):
+        run(small_bundle, phantoms / "phantom_000", output=tmp_path, naming=naming)
+        assert [path.name for path in tmp_path.glob("*.nii.gz")] == [name]
+
+
+@pytest.mark.parametrize("message", ["", "\n$1_$2 is no formula"], ids=["no text", "an empty line first"])
+def test_an_error_that_begins_with_an_empty_line_fails_its_case(
+    message: str, phantoms: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(label: MetaTensor) -> dict[str, float]:
+        raise ValueError(message)
+
+    monkeypatch.setattr(segmentation, "measure", measure)
+    with pytest.raises(ValueError, match="1 of 1 cases failed"):
+        segment(str(phantoms / "phantom_000"), output=str(tmp_path), bundle=str(small_bundle))
+    error = read_table(tmp_path)["phantom_000"]["error"]
+    assert error == message.strip() if message else error.endswith("Error")
+
+
+def test_a_dollar_in_a_name_is_no_formula(phantoms: Path, small_bundle: Path, tmp_path: Path) -> None:
+    case = tmp_path / "P$1_$2"
+    case.mkdir()
+    for name in NAMES:
+        shutil.copy(phantoms / "phantom_000" / f"phantom_000_{name}.nii.gz", case / f"{case.name}_{name}.nii.gz")
+    rows = run(small_bundle, case, output=tmp_path / "out")
+    assert rows[case.name]["error"] == ""
 
 
 def test_a_name_that_is_not_utf8_is_a_problem_of_its_case_alone(phantoms: Path, tmp_path: Path) -> None:
@@ -577,10 +624,9 @@ def test_a_name_that_is_not_utf8_is_a_problem_of_its_case_alone(phantoms: Path, 
     [
         ([], {}, "segment needs cases: .* got none"),
         (["nowhere"], {}, "a case must be a folder or a file, got .*nowhere, which does not exist"),
-        (["phantom_000", "phantom_000"], {}, "names of their own, got phantom_000 twice"),
         ([], {"t1": "a", "t2": "b"}, "needs --t1, --t1c, --t2 and --flair, lacks --t1c, --flair"),
     ],
-    ids=["none", "missing", "twice", "two of four files"],
+    ids=["none", "missing", "two of four files"],
 )
 def test_what_names_no_case_is_refused(paths: list[str], single: dict[str, str], message: str, phantoms: Path) -> None:
     with pytest.raises(ValueError, match=message):

@@ -22,6 +22,7 @@ CUT = 0.1  # share of a side of the volume
 OVERLAP = 0.95  # Dice
 NEGATIVE = 0.005  # share of the brain
 LEVELS = 64  # different intensities
+BYTE = 255
 LOOKED_AT = 200_000  # voxels
 
 
@@ -67,7 +68,8 @@ def _check_space(brain: np.ndarray, spacing: list[float], volume: float) -> Iter
         sizes = " x ".join(f"{size:.2f}" for size in spacing)
         yield f"spacing: {sizes} mm is far from 1 mm; the images are resampled, fine structures may be lost"
     if volume > BRAIN[1]:
-        yield f"brain: {volume:.0f} ml are not 0, a brain has less; is the skull stripped and the background 0?"
+        question = "is the skull stripped and the background 0? The order of the sequences was not checked"
+        yield f"brain: {volume:.0f} ml are not 0, a brain has less; {question}"
         return
     if volume < BRAIN[0]:
         yield f"brain: {volume:.0f} ml are not 0, an adult's brain has more"
@@ -97,7 +99,9 @@ def _check_intensities(name: str, volume: np.ndarray) -> Iterator[str]:
     elif negative > NEGATIVE:
         yield f"negative: {negative:.1%} of {name} are below 0, magnitudes never are"
     levels = len(np.unique(values))
-    if levels < LEVELS:
+    if values.min() >= 0 and values.max() <= BYTE and not (values % 1).any():
+        yield f"levels: {name} has whole numbers up to {values.max():.0f}; was it scaled and rounded to 8 bits?"
+    elif levels < LEVELS:
         yield f"levels: {name} has {levels} different intensities; was it rounded after scaling?"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ def find_cases(
         directory: where to look, with all its subfolders.
         scheme: label scheme of every case; ``None`` for that of each case's layout.
         partial: return incomplete cases too, with ``None`` for a missing sequence; ``"missing"`` says which those are,
-            ``"problems"`` which files are there twice.
+            ``"problems"`` which files are there twice. Labels do not count, and a folder that cannot be read is a case
+            with that problem.
 
     Returns:
         The complete cases, sorted by name, each ``{"case", "patient", "image", "label", "scheme"}`` with ``image`` a
@@ -34,23 +35,32 @@ def find_cases(
 
     Raises:
         ValueError: for an unknown scheme, if the directory does not exist, or if no file follows a known layout.
-        OSError: if a folder cannot be read.
     """
     if scheme is not None and scheme not in SCHEMES:
         raise ValueError(f"label scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory} must be a folder of cases, got a path without one")
-    groups = _groups(_files_below(directory))
+    unread: list[OSError] = []
+    groups = _groups(_files_below(directory, unread.append))
+    locked = {str(error.filename): f"the folder cannot be read: {error.strerror}" for error in unread}
     if not groups:
-        raise ValueError(f"{directory} must hold cases of a known layout: {'; '.join(LAYOUTS)}; found none")
+        found = "; ".join(["found none", *(f"{folder}: {problem}" for folder, problem in locked.items())])
+        raise ValueError(f"{directory} must hold cases of a known layout: {'; '.join(LAYOUTS)}; {found}")
     # A label map elsewhere, such as segment's own below the cases, makes no second case of its name.
     imaged = [group for group, files in groups.items() if set(files) != {"label"}]
     folders = Counter(case for case, _ in {(group.case, group.folder) for group in imaged})
     shared = {_patient(group, directory) for group in groups if folders[group.case] > 1 and group.layout != BARE}
     cases, messages = [], []
+    for folder, problem in locked.items():
+        if partial:
+            name = "_".join(Path(os.path.relpath(folder, directory)).parts)
+            cases.append({"case": name, "image": [None] * len(SEQUENCES), "problems": f"{folder}: {problem}"})
+        else:
+            messages.append(f"{folder}: {problem}")
     for group, files in groups.items():
-        missing, twice = missing_or_twice(files, ("image",) if LAYOUTS[group.layout].order else SEQUENCES)
+        counted = {part: found for part, found in files.items() if not (partial and part == "label")}
+        missing, twice = missing_or_twice(counted, ("image",) if LAYOUTS[group.layout].order else SEQUENCES)
         prefix, patient = _prefix(group, directory), _patient(group, directory)
         name = f"{prefix}{group.case}" if folders[group.case] > 1 else group.case
         if (missing or twice) and (not partial or set(files) <= {"label"}):
@@ -134,12 +144,8 @@ def _image_name(image: Any) -> str:
         return paths[0].name
 
 
-def _files_below(directory: Path) -> Iterator[Path]:
+def _files_below(directory: Path, refuse: Callable[[OSError], None]) -> Iterator[Path]:
     """Walk through all folders, also those that links lead to, but through none twice: a link may lead back."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
     seen = set()
     for root, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
         real = os.path.realpath(root)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from omnet_monai.finding import find_case, find_cases, missing_or_twice, require_names
@@ -50,8 +51,11 @@ def find_images(
         cases.append({"case": case_name([Path(file) for file in files if file]), "image": files})
     if not cases:
         raise ValueError("segment needs cases: folders, 4-D files, or --t1, --t1c, --t2 and --flair, got none")
-    require_names(cases)
-    return [_entry(case, allow_missing) for case in cases]
+    entries = [_entry(case, allow_missing) for case in cases]
+    # A case may be named by each of its files.
+    entries = list({(entry["case"], str(entry["image"])): entry for entry in entries}.values())
+    require_names(entries)
+    return entries
 
 
 def file_states(image: str | Sequence[str | None]) -> list[list[int]]:
@@ -60,8 +64,12 @@ def file_states(image: str | Sequence[str | None]) -> list[list[int]]:
     if isinstance(image, str):
         with suppress(ValueError):  # a folder of no case or several, which reading tells better
             paths += [file for files in find_case(image)[1].values() for file in files]
-    stats = [path.stat() for path in paths if path.is_file()]
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+    states = []
+    for path in paths:
+        with suppress(OSError):  # of a file that is not there, or in a folder that cannot be entered
+            stat = path.stat()
+            states += [[stat.st_size, stat.st_mtime_ns]] if S_ISREG(stat.st_mode) else []
+    return states
 
 
 def _cases_of(path: Path, order: Sequence[str]) -> list[dict[str, Any]]:
@@ -72,17 +80,19 @@ def _cases_of(path: Path, order: Sequence[str]) -> list[dict[str, Any]]:
         try:
             found, _ = find_cases(path, partial=True)  # what is left out has a label map alone
         except ValueError as error:
-            raise ValueError(f"{error}; 4-D files of other names must be named one by one, with --order") from error
+            rule = "name files of other names one by one: 4-D with --order, 3-D by --t1, --t1c, --t2 and --flair"
+            raise ValueError(f"{error}; {rule}") from error
         if not found:
             raise ValueError(f"{path} must hold images of a case, got label maps alone")
         return [case | ({"order": list(order)} if order and "order" in case else {}) for case in found]
     case, files, known = find_case(path)
     if "image" not in files:
-        missing, twice = missing_or_twice(files)
+        missing, twice = missing_or_twice({part: found for part, found in files.items() if part != "label"})
         listed = [str(files[sequence][0]) if sequence in files else None for sequence in SEQUENCES]
         return [{"case": case, "image": listed, "missing": missing, "problems": twice}]
     channels = list(order or known or ())
-    problems = f"order of the channels of {path} is not known: state it, as in --order flair,t1,t1c,t2"
+    rule = "state it for a 4-D file, as in --order flair,t1,t1c,t2; name 3-D ones by --t1, --t1c, --t2 and --flair"
+    problems = f"{path} is no sequence by its name, and the order of its channels is not known: {rule}"
     return [{"case": case, "image": str(path), "order": channels, "problems": "" if channels else problems}]
 
 

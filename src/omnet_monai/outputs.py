@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from omnet_monai.files import whole_file
 from omnet_monai.overview import write_overview
@@ -14,7 +17,10 @@ from omnet_monai.report import write_csv
 from omnet_monai.segmentation import COLUMNS, NOTICE, CaseRecord, read_record, state_of
 from omnet_monai.transforms import written_here
 
-__all__ = ["clear_case", "prepare_output", "sum_up"]
+__all__ = ["POSTFIXES", "clear_case", "prepare_output", "sole_run", "sum_up"]
+
+POSTFIXES = {"bundle": "seg", "brats": ""}
+"""What follows the case's name in that of its label map, by the way of naming."""
 
 NAMES = ("index.html", "segmentation.csv", "segmentation.json", "records", "pictures", "uncertainty", "probabilities")
 """What segment writes beside ``datalist.json`` and the label maps."""
@@ -48,9 +54,32 @@ def prepare_output(out: Path, cases: Sequence[dict[str, Any]], settings: dict[st
     for case in left:
         (out / "records" / f"{case['case']}.json").unlink(missing_ok=True)
         clear_case(out, case["case"], settings)
+        _clear_other_names(out, case["case"])
     content = {"name": out.name, "description": NOTICE, "settings": settings, "test": left}
     with whole_file(datalist) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def sole_run(out: Path) -> Iterator[None]:
+    """
+    Keep other runs out of the folder until the end of the block.
+
+    Raises:
+        ValueError: if another run is in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        rule = "choose another --output, or let torchrun share the cases among processes"
+        raise ValueError(f"{out} is being written by another run: {rule}") from error
+    try:
+        yield
+    finally:
+        (out / ".lock").unlink(missing_ok=True)
+        lock.release()
 
 
 def clear_case(out: Path, case: str, settings: dict[str, Any]) -> None:
@@ -58,6 +87,13 @@ def clear_case(out: Path, case: str, settings: dict[str, Any]) -> None:
     maps = [out / kind / f"{case}_{kind}.nii.gz" for kind in ("probabilities", "uncertainty")]
     for path in (_label_map(out, case, settings), out / "pictures" / f"{case}.png", *maps):
         path.unlink(missing_ok=True)
+
+
+def _clear_other_names(out: Path, case: str) -> None:
+    """Remove the label maps of a run with another --naming, which would stand beside those of this one."""
+    for path in (_label_map(out, case, {"output_postfix": postfix}) for postfix in POSTFIXES.values()):
+        if path.exists() and written_here(path):
+            path.unlink()
 
 
 def sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from omnet_monai.page import picture_of, write_html
 from omnet_monai.results import milliliters
@@ -28,7 +29,8 @@ SHOWN = {
 
 LEGEND = (
     "WT is the whole tumor: NCR/NET (necrosis, or core that does not enhance), edema and ET. TC is the core: NCR/NET"
-    " and ET. ET is the enhancing tumor. Uncertainty: 0 is sure, 1 is not at all. The patient's right is on the left."
+    " and ET. ET is the enhancing tumor. Uncertainty: 0 is sure, 1 is not at all, - is for a region that was not found."
+    " The patient's right is on the left."
 )
 
 DIGITS = {"lesions": 0, "diameter": 1, "uncertainty": 2}
@@ -42,7 +44,8 @@ def write_overview(path: Path, records: Sequence[CaseRecord], pictures: Path, li
         path: HTML file to write.
         records: what came of each case.
         pictures: folder with ``<case>.png`` for each case that was segmented.
-        limit: number of pictures to put in, as each takes up to half a MB; those of cases with warnings come first.
+        limit: number of pictures to put in, as each takes up to half a MB; those of cases with warnings come first, and
+            from all others a link leads to the file.
     """
     failed = [record for record in records if record.error]
     done = sorted((record for record in records if not record.error), key=lambda record: not record.warnings)
@@ -55,27 +58,30 @@ def write_overview(path: Path, records: Sequence[CaseRecord], pictures: Path, li
         f"<table><tr>{header}</tr>",
         *[_row(number, record) for number, record in enumerate(done)],
         "</table>",
-        *[_section(number, record, pictures if number < limit else None) for number, record in enumerate(done)],
+        *[_section(number, record, pictures, number < limit) for number, record in enumerate(done)],
     ]
-    write_html(path, f"{len(records)} cases segmented", body)
+    write_html(path, f"{len(done)} of {len(records)} cases segmented", body)
 
 
 def _row(number: int, record: CaseRecord) -> str:
     name = f'<a href="#case{number}">{escape(record.case)}</a>'
-    cells = [_cell(column, record.measures[column]) for column in SHOWN]
+    cells = [_cell(column, record.measures) for column in SHOWN]
     kinds = ", ".join(sorted({text.split(":")[0] for text in record.warnings}))
     mark = ' class="fair"' if record.warnings else ""
     return f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in (name, *cells, escape(kinds)))}</tr>"
 
 
-def _cell(column: str, value: float) -> str:
-    kind = column.split("_")[0]
+def _cell(column: str, measures: dict[str, float]) -> str:
+    kind, value = column.split("_")[0], measures[column]
+    if kind == "uncertainty" and not measures[column.replace("uncertainty", "ml")]:
+        return "-"
     return milliliters(value) if kind == "ml" else f"{value:.{DIGITS[kind]}f}"
 
 
-def _section(number: int, record: CaseRecord, pictures: Path | None) -> str:
-    """Show a case: its warnings in full and its picture."""
-    picture = pictures / f"{record.case}.png" if pictures else None
-    image = picture_of(record.case, picture) if picture and picture.is_file() else ""
+def _section(number: int, record: CaseRecord, pictures: Path, within: bool) -> str:
+    """Show a case: its warnings in full, and its picture or a link to it."""
+    picture = pictures / f"{record.case}.png"
+    link = f'<p><a href="{quote(f"{pictures.name}/{picture.name}")}">picture</a></p>'
+    image = (picture_of(record.case, picture) if within else link) if picture.is_file() else ""
     found = "".join(f'<p class="fair">{escape(text)}</p>' for text in record.warnings)
     return f'<section id="case{number}"><h2>{escape(record.case)}</h2>{found}{image}</section>'

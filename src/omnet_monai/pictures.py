@@ -71,7 +71,7 @@ def save_overlay(
             _draw_plane(axis, [volume, pred, true], normal, position, spacing, top)
             axis.set_title(name, color="white", fontsize=8)
         row[0].set_ylabel(_caption(region, pred, true, float(np.prod(spacing))), color="white", fontsize=9)
-    figure.suptitle(title, color="white", fontsize=10)
+    figure.suptitle(title, color="white", fontsize=10, parse_math=False)
     meanings = {"prediction": PREDICTED}
     if reference is not None:
         meanings = {"truth, filled where missed": TRUE, "prediction, filled where false": PREDICTED}
@@ -115,7 +115,7 @@ def save_segmentation(
         _draw_classes(axis, volume, classes, unsure, *planes[name], spacing)
         text = sequence.upper() if bare else f"{name}, on {sequence.upper()}"
         axis.set_title(text if volume.any() else f"{sequence.upper()} is missing", color="white", fontsize=10)
-    figure.suptitle(title, color="white", fontsize=10)
+    figure.suptitle(title, color="white", fontsize=10, parse_math=False)
     _draw_legend(figure, {CLASS_NAMES[cls]: color for cls, color in CLASS_COLORS.items()} | {"uncertain": UNCERTAIN})
     with whole_file(path) as part:
         figure.savefig(part, dpi=100)

@@ -15,6 +15,9 @@ from omnet_monai.layouts import EXTENSIONS, stem
 
 __all__ = ["file_error", "read_file"]
 
+LARGEST = 1e15
+"""Of the intensities: their squares are summed up in float32."""
+
 UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, ImageFileError, HeaderDataError)
 
 
@@ -41,6 +44,8 @@ def read_file(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(array).all():
         number = np.count_nonzero(~np.isfinite(array))
         raise file_error(case, file, f"values must be finite, got {number} NaN or infinite")
+    if max(float(array.max()), -float(array.min())) > LARGEST:
+        raise file_error(case, file, f"values must be within {LARGEST:g}, got {array.min():g} to {array.max():g}")
     return array.reshape(array.shape[:3] + tuple(size for size in array.shape[3:] if size > 1)), affine
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +21,7 @@ from omnet_monai.demo import bundle_root
 from omnet_monai.distributed import torchrun_processes
 from omnet_monai.files import sha256
 from omnet_monai.images import find_images
-from omnet_monai.outputs import clear_case, prepare_output, sum_up
+from omnet_monai.outputs import POSTFIXES, clear_case, prepare_output, sole_run, sum_up
 from omnet_monai.regions import SCHEMES, SEQUENCES
 from omnet_monai.sampling import first_cause
 from omnet_monai.segmentation import NOTICE, Records
@@ -29,9 +29,6 @@ from omnet_monai.segmentation import NOTICE, Records
 __all__ = ["require_switches", "segment"]
 
 CONFIGS = ("inference.json", "segment.json")
-
-POSTFIXES = {"bundle": "seg", "brats": ""}
-"""What each ``--naming`` appends to a case's name."""
 
 MANAGED = ("datalist", "dataset", "dataset_dir", "records", "output_dir", "num_workers")
 """Ids of the configs that segment sets by itself."""
@@ -93,7 +90,8 @@ def segment(
 
     Raises:
         ValueError: for arguments that fit no case, settings or weights that fit no network, an output that is not
-            segment's own or to resume with other settings, and if a case failed, after all others were segmented.
+            segment's own, in use by another run or to resume with other settings, and if a case failed, after all
+            others were segmented.
     """
     root, out = bundle_root(bundle), Path(os.path.abspath(output))
     _check_ids(root, overrides)
@@ -112,7 +110,7 @@ def segment(
     failed: list[str] = []
     with _quiet():
         _try_out(root, found, settings | places)
-    with torchrun_processes() as first:
+    with torchrun_processes() as first, sole_run(out) if first else nullcontext():
         if first:
             prepare_output(out, found, settings | _versions(root, overrides), resume)
             print(NOTICE)

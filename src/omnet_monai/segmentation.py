@@ -113,7 +113,7 @@ class Records:
 
     def fail(self, case: dict[str, Any], error: BaseException) -> None:
         """Record a case that failed, with the error in one line."""
-        lines = str(first_cause(error)).splitlines() or [type(error).__name__]
+        lines = [line for line in str(first_cause(error)).splitlines() if line.strip()] or [type(error).__name__]
         # MONAI's writer puts a traceback into the message, the error itself comes last.
         self.write(case, error=lines[-1 if any(line.startswith("Traceback") for line in lines) else 0])
 

@@ -36,8 +36,8 @@ __all__ = [
     "written_here",
 ]
 
-DESCRIPTION = "research use only, not a medical device; weights non-commercial"
-"""In the header of every file written, which has room for 79 characters."""
+DESCRIPTION = "research use only, not a medical device, non-commercial"
+"""In the header of every file written, which has room for 79 characters, 21 of them for missing sequences."""
 
 
 class MoveThresholdsd(MapTransform):
