@@ -7,7 +7,8 @@ Set up omnet-monai in .venv beside this file, then run it. Needs Python 3.11 or 
 
 The first run installs the versions in constraints.txt with pip, later ones start at once. On Linux, pip's default torch
 brings GPU libraries of several GB. For the CPU build of about 200 MB, set the environment variable PIP_EXTRA_INDEX_URL
-to the address of PyTorch's own index for CPU wheels before the first run; PIP_INDEX_URL names a mirror of your own.
+to the address of PyTorch's own index for CPU wheels before the first run: https://pytorch.org/get-started/locally shows
+it under "CPU". PIP_INDEX_URL names a mirror of your own.
 """
 
 import hashlib
@@ -67,13 +68,13 @@ def install(extras: str) -> None:
 
     say(1, "Creating the environment .venv")
     subprocess.run([sys.executable, "-m", "venv", *([] if sound else ["--clear"]), VENV], check=True)
-    pip = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    pip = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
     with open(os.path.join(ROOT, "constraints.txt"), encoding="utf-8") as file:
         torch = next(line.strip() for line in file if line.startswith("torch=="))
     say(2, f"Installing {torch}, the largest part: minutes where it has to be downloaded")
     subprocess.run([*pip, torch], cwd=ROOT, check=True)
     say(3, f"Installing omnet-monai{extras} and what it needs: a minute or two")
-    subprocess.run([*pip, "-c", "constraints.txt", "-e", "." + extras], cwd=ROOT, check=True)
+    subprocess.run([*pip, "-qq", "-c", "constraints.txt", "-e", "." + extras], cwd=ROOT, check=True)
     with open(STAMP, "w", encoding="utf-8") as file:
         file.write(f"{wanted} {extras}")
 

@@ -287,18 +287,23 @@ def test_networks_of_one_task_train_and_validate_alone(stages: list[str]) -> Non
         assert len(state["heads.0.final.conv.bias"]) == classes
 
 
-def test_a_run_of_another_task_is_not_taken_up(
+def test_a_run_of_another_task_optimizer_or_schedule_is_not_taken_up(
     stages: list[str], phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The coarse and the refined network have the same shapes.
     (tmp_path / "run").mkdir()
     old = torch.load(Path(stages[0]).parent / "run" / "checkpoint.pt", weights_only=True)
     torch.save(old | {"epoch": 1}, tmp_path / "run" / "checkpoint.pt")
-    for name, taken_up in (("refined", False), ("mc1", True)):
+    for name, other, taken_up in (
+        ("refined", {}, False),
+        ("mc1", {"optimizer#weight_decay": 0.1}, False),
+        ("mc1", {"lr_scheduler#warmup_steps": 1}, False),
+        ("mc1", {}, True),
+    ):
         caplog.clear()
         with caplog.at_level("INFO"):
             files = config("train.json", f"{name}.json")
-            run(config_file=files, **where(tmp_path, phantoms), **TINY, fold=0)
+            run(config_file=files, **where(tmp_path, phantoms), **TINY, **other, fold=0)
         assert any("Resuming" in message for message in caplog.messages) == taken_up
         torch.save(old | {"epoch": 1}, tmp_path / "run" / "checkpoint.pt")
 

@@ -62,6 +62,7 @@ def demo(
     header = ["Dice", *(f"{region} {network}" for network in ("untrained", "trained") for region in REGIONS)]
     rows: list[list[str | float]] = [[case, *untrained[case], *trained[case]] for case in trained]
     print(f"\n{format_table(header, rows)}\n\nlabel maps: {out / 'segmented'}")
+    print(f"pictures:   {out / 'segmented' / 'pictures'}")
     print(f"report:     {out / 'segmented' / 'report.html'}\nweights:    {out / 'models' / 'model.pt'}")
     print(f"done in {time.monotonic() - start:.0f} s")
 

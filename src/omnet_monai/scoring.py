@@ -151,7 +151,7 @@ def score_case(
             turn = Orientation(axcodes="LPS", labels=None)
             upright = [turn(volume) for volume in (image, MetaTensor(pred, affine=image.affine), truth)]
             save_overlay(upright[0], upright[1], pictures / f"{name}.png", truth=upright[2], title=name)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # without ITK, MetaImage alone cannot be read
         return CaseScore(name, str(case.get("patient", name)), error=str(error))
     return CaseScore(name, str(case.get("patient", name)), values)
 
