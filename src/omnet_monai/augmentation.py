@@ -40,6 +40,8 @@ class BatchAugmentation:
         scale: each sequence is multiplied by 1 plus at most this, either way.
         shift: to each sequence is added at most this, either way, inside the brain; the unit is the standard deviation
             that normalization has made 1.
+        shared_shift: to all sequences of a patch is added the same, at most this, either way, inside the brain, as the
+            bias field of the coil that took them does.
         drop_prob: probability that a patch loses one of its sequences, drawn anew, which is then 0 throughout as a
             missing one is at inference, in [0, 1].
 
@@ -58,6 +60,7 @@ class BatchAugmentation:
     gamma: float = 0.0
     scale: float = 0.0
     shift: float = 0.0
+    shared_shift: float = 0.0
     drop_prob: float = 0.0
 
     def __post_init__(self) -> None:
@@ -88,7 +91,10 @@ class BatchAugmentation:
         image = self._blurred(image) if self.blur_prob else image
         image = self._bent(image) if self.gamma else image
         factors, shifts = (self._per_sequence(image) for _ in range(2))
-        image = image * (1 + self.scale * factors) + self.shift * shifts * (image != 0)
+        shifts = self.shift * shifts
+        if self.shared_shift:
+            shifts = shifts + self.shared_shift * self._per_sequence(image[:, :1])
+        image = image * (1 + self.scale * factors) + shifts * (image != 0)
         return (self._drop(image) if self.drop_prob else image), label
 
     def _turn(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
