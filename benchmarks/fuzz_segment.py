@@ -32,6 +32,8 @@ from omnet_monai.weights import ModelFile
 
 SIZE = 64
 FEATURES = (2, 2, 4, 4)
+SECONDS = 300
+"""After which a command counts as hanging, which ends the run."""
 
 
 def main(case: str, output: str, number: int = 200, seed: int = 0, commands: int = 10) -> None:
@@ -82,7 +84,7 @@ def _on_the_command_line(name: str, folder: Path, row: dict[str, Any]) -> list[s
     alone = folder / "alone" / name
     segment_it = [sys.executable, "-m", "omnet_monai", "segment", str(folder / "cases" / name)]
     command = [*segment_it, "--output", str(alone), "--bundle", str(folder / "bundle")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     print(f"{name}: exit status {result.returncode}", *result.stderr.strip().splitlines()[-1:], sep=": ")
     problems = {
         f"exit status {result.returncode}": result.returncode != int(bool(row["error"])),
@@ -169,9 +171,24 @@ def _change_affine(volume: np.ndarray, affine: np.ndarray, file: Path, rng: np.r
     nibabel.Nifti1Image(volume, None, image.header).to_filename(file)
 
 
+def _change_codes(volume: np.ndarray, affine: np.ndarray, file: Path, rng: np.random.Generator) -> None:
+    """Change what the header's codes say of grid and units, and put a label map of odd codes beside."""
+    image = nibabel.Nifti1Image(volume, affine)
+    sform, qform = (int(code) for code in rng.integers(5, size=2))
+    image.header.set_sform(affine, code=sform)
+    image.header.set_qform(np.diag([1.0, 1.0, 1.0, 1.0]) if sform else affine, code=qform)
+    image.header["xyzt_units"] = rng.integers(64)
+    nibabel.Nifti1Image(volume, None, image.header).to_filename(file)
+    label = file.with_name(f"{file.parent.name}_seg.nii.gz")
+    _save(rng.choice(np.array([-1, 5, 77, 250], np.int16), volume.shape), affine, label)
+
+
 def _spoil_values(volume: np.ndarray, affine: np.ndarray, file: Path, rng: np.random.Generator) -> None:
     values = volume.astype(np.float32)
     values[tuple(rng.integers(SIZE, size=(3, 50)))] = [np.nan, np.inf, -np.inf, 1e30][rng.integers(4)]
+    if rng.integers(2):
+        values = values.astype(np.float64)
+        values[0, 0, 0] = 1e39  # beyond float32
     _save(values, affine, file)
 
 
@@ -208,6 +225,7 @@ SPOILERS = {
     "type": _change_type,
     "shape": _change_shape,
     "affine": _change_affine,
+    "codes": _change_codes,
     "values": _spoil_values,
     "intensities": _rescale,
     "name": _rename,

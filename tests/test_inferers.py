@@ -9,7 +9,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer, SlidingWindowInf
 from torch import nn
 
 from omnet_monai import inferers
-from omnet_monai.inferers import AutocastInferer, MirroringInferer, default_device, has_bfloat16
+from omnet_monai.inferers import AutocastInferer, MirroringInferer, default_device, has_bfloat16, windows_at_once
 from omnet_monai.networks import OMNet
 
 WINDOW = (16, 16, 8)
@@ -276,3 +276,8 @@ def test_no_mirror_changes_nothing_and_a_symmetric_network_gives_the_same_from_a
         pred = MirroringInferer(SimpleInferer(), axes)(x, Probe())
         torch.testing.assert_close(pred.as_tensor(), expected.as_tensor())
         assert pred.meta["case"] == "p1"
+
+
+def test_a_gpu_takes_more_windows_at_once_than_a_cpu() -> None:
+    assert windows_at_once("cpu") == windows_at_once(torch.device("cpu")) == 4
+    assert windows_at_once("cuda:1") == 64

@@ -15,7 +15,7 @@ from omnet_monai.files import whole_file
 from omnet_monai.finding import find_cases, require_names
 from omnet_monai.regions import CLASS_NAMES, SCHEMES, SEQUENCES
 
-__all__ = ["datalist", "find_cases", "read_cases", "read_images", "read_scored_cases", "write_datalist"]
+__all__ = ["datalist", "read_cases", "read_images", "read_scored_cases", "write_datalist"]
 
 
 def write_datalist(

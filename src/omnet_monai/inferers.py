@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from omnet_monai.networks.folding import LAYOUTS, folded
 
-__all__ = ["AutocastInferer", "MirroringInferer", "default_device", "has_bfloat16"]
+__all__ = ["AutocastInferer", "MirroringInferer", "default_device", "has_bfloat16", "windows_at_once"]
 
 
 class AutocastInferer(Inferer):
@@ -87,6 +87,11 @@ class MirroringInferer(Inferer):
 def default_device() -> torch.device:
     """Return the first GPU, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def windows_at_once(device: torch.device | str) -> int:
+    """Return how many windows go through the network together: as many as a CPU's caches hold, more on a GPU."""
+    return 4 if torch.device(device).type == "cpu" else 64
 
 
 def has_bfloat16(device_type: str) -> bool:

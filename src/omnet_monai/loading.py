@@ -96,7 +96,7 @@ class LoadCased(Transform):
         result[self.image_key] = _with_meta(torch.from_numpy(image), affine, case, first)
         missing = [] if "image" in files else [sequence for sequence in SEQUENCES if sequence not in files]
         result[self.image_key].meta["missing"] = ", ".join(missing)
-        if self.label_key in data:
+        if data.get(self.label_key):
             file = Path(data[self.label_key])
             scheme = data.get("scheme") or self.scheme or label_scheme(file)
             label = read_label(case, file, scheme, image.shape[1:], affine)
