@@ -6,8 +6,10 @@ Race OM-Net against the networks that people use today: same cases, same trainin
 
 The first call trains every entrant without one fold at a time and scores it there; the second trains on the whole
 section "training" and scores "test". Each entrant keeps its published network, loss and optimizer, and its schedule
-ends with the time. Crop and learning rate are chosen on the first fold, by as many trials for each (see ENTRANTS); a
-call without folds takes the choice that was made in the same FOLDER, or else the first trial.
+ends with the time. The learning rate, and SegResNet's crop, are chosen on the first fold, by as many trials for each
+(see ENTRANTS); a call without folds takes the choice that was made in the same FOLDER, or else the first trial.
+Precision and augmentation are each entrant's own. All are scored at thresholds of 0.5 and without post-processing:
+the bundle's defaults were chosen on cases that the folds hold out.
 
 FOLDER/race.md has the table and FOLDER/race.json every case. Interrupted, the same command goes on. Time is wall time
 on a GPU, and elsewhere what the process computed for each of its threads. nnU-Net needs "pip install nnunetv2".
@@ -59,6 +61,8 @@ class Entrant:
     scoring: tuple[str, ...] = ()
     stages: float = 1.0
 
+
+UNREFINED: dict[str, Any] = {"thresholds": [0.5, 0.5, 0.5], "cluster_peak": 0, "cluster_volume": 0, "fill_core": False}
 
 RATES = ({}, {"learning_rate": 0.0005}, {"learning_rate": 0.002})
 
@@ -198,7 +202,7 @@ class Race:
             seconds += train_once(network, epochs, config, settings)
             weights.append(str(network / "model.pt"))
         settings |= {"checkpoint_path": weights if len(weights) > 1 else weights[0], "output_dir": str(out / "scored")}
-        settings |= {"datalist_key": self._section(fold)}
+        settings |= {"datalist_key": self._section(fold), **UNREFINED}
         run(config_file=self._configs("train.json", *entrant.scoring, "evaluate.json"), **settings)
         return epochs, seconds
 
