@@ -39,9 +39,7 @@ class BatchAugmentation:
             a power between 1 / (1 + gamma) and 1 + gamma; 0 leaves them as they are.
         scale: each sequence is multiplied by 1 plus at most this, either way.
         shift: to each sequence is added at most this, either way, inside the brain; the unit is the standard deviation
-            that normalization has made 1.
-        shared_shift: to all sequences of a patch is added the same, at most this, either way, inside the brain, as the
-            bias field of the coil that took them does.
+            that normalization has made 1. One number for all, or one for each sequence.
         drop_prob: probability that a patch loses one of its sequences, drawn anew, which is then 0 throughout as a
             missing one is at inference, in [0, 1].
 
@@ -59,8 +57,7 @@ class BatchAugmentation:
     blur: float = 0.0
     gamma: float = 0.0
     scale: float = 0.0
-    shift: float = 0.0
-    shared_shift: float = 0.0
+    shift: float | Sequence[float] = 0.0
     drop_prob: float = 0.0
 
     def __post_init__(self) -> None:
@@ -91,10 +88,8 @@ class BatchAugmentation:
         image = self._blurred(image) if self.blur_prob else image
         image = self._bent(image) if self.gamma else image
         factors, shifts = (self._per_sequence(image) for _ in range(2))
-        shifts = self.shift * shifts
-        if self.shared_shift:
-            shifts = shifts + self.shared_shift * self._per_sequence(image[:, :1])
-        image = image * (1 + self.scale * factors) + shifts * (image != 0)
+        largest = torch.as_tensor(self.shift).reshape(-1, *[1] * (image.ndim - 2)).to(image)
+        image = image * (1 + self.scale * factors) + largest * shifts * (image != 0)
         return (self._drop(image) if self.drop_prob else image), label
 
     def _turn(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
