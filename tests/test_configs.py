@@ -253,6 +253,16 @@ def test_the_network_exports_to_torchscript(elsewhere: bool, tmp_path: Path, mon
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network.eval()(image))
 
 
+def test_the_metadata_has_what_the_zoo_requires() -> None:
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    texts = ("schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors")
+    assert all(isinstance(metadata[name], str) and metadata[name] for name in (*texts, "copyright"))
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (CONFIGS.parents[1] / "constraints.txt").read_text(), re.MULTILINE))
+    named = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
+    stated = {name: metadata[key] for name, key in named.items()} | metadata["required_packages_version"]
+    assert stated == {name: pins[name] for name in stated}
+
+
 @pytest.mark.real_data
 @pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning")
 def test_the_metadata_follows_the_official_schema(data_root: Path, tmp_path: Path) -> None:
