@@ -62,7 +62,13 @@ class Entrant:
     stages: float = 1.0
 
 
-UNREFINED: dict[str, Any] = {"thresholds": [0.5, 0.5, 0.5], "cluster_peak": 0, "cluster_volume": 0, "fill_core": False}
+UNREFINED: dict[str, Any] = {
+    "thresholds": [0.5, 0.5, 0.5],
+    "cluster_peak": 0,
+    "cluster_volume": 0,
+    "inner_cluster_volume": 0,
+    "fill_core": False,
+}
 
 RATES = ({}, {"learning_rate": 0.0005}, {"learning_rate": 0.002})
 

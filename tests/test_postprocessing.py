@@ -58,6 +58,32 @@ def test_all_regions_are_cleared_and_what_stays_is_untouched() -> None:
     assert torch.equal(cleared, probs)
 
 
+@pytest.mark.parametrize(
+    ("region", "expected"),
+    [("WT", BACKGROUND), ("TC", EDEMA), ("ET", NECROSIS)],
+    ids=["tumor goes", "core becomes edema", "enhancing becomes core"],
+)
+def test_a_small_cluster_of_a_region_becomes_what_is_around_it(region: str, expected: int) -> None:
+    probs = make_probs(40, 3)
+    cleared = remove_small_clusters(probs, 10, region=region)
+    assert (classes_from_regions(cleared)[0, 1, 1, 41:44] == expected).all()
+    assert torch.equal(cleared[..., :41], probs[..., :41])
+
+
+def test_clusters_of_a_region_are_those_inside_the_regions_around_it() -> None:
+    probs = make_probs(40)
+    probs[1:, 1, 1, 10:12] = 0.25  # without core, so ET has clusters of 10 and 28 there, or of 40 by itself
+    probs[2, 1, 1, 10:12] = 0.75
+    cleared = remove_small_clusters(probs, 20, max_share=0.5, region="ET")
+    assert (cleared[2, 1, 1, :10] == 0).all()
+    assert (cleared[2, 1, 1, 12:40] == 0.75).all()
+
+
+def test_another_region_is_refused() -> None:
+    with pytest.raises(ValueError, match="region must be one of WT, TC, ET, got 'edema'"):
+        RemoveSmallClustersd("pred", region="edema")
+
+
 def test_clusters_that_touch_at_a_corner_are_one() -> None:
     probs = make_probs(40)
     probs[:, 0, 0, 40] = 0.75

@@ -179,7 +179,7 @@ def test_each_refinement_changes_what_its_name_says(phantoms: Path, tmp_path: Pa
     plain = segment(weights, phantoms, tmp_path / "plain", fill_core=False)
     assert set(np.unique(plain)) == {0, 1, 2}
     # A fifth is core, more than the limit that is documented.
-    share = {"postprocessing#transforms#4#max_non_enhancing_share": 1.0}
+    share = {"postprocessing#transforms#6#max_non_enhancing_share": 1.0}
     relabeled = {"fill_core": False, "relabel_edema": True, **share}
     for name, switches in (("filled", {"fill_core": True}), ("relabeled", relabeled)):
         refined = segment(weights, phantoms, tmp_path / name, **switches)

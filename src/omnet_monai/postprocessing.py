@@ -87,26 +87,39 @@ class RemoveUnsureClustersd(RefineRegionsd):
 
 class RemoveSmallClustersd(RefineRegionsd):
     """
-    Clear the region probabilities of small clusters of tumor: scattered false tumor far from the lesion. The limit
+    Clear the probabilities of a region, and of those inside it, in its small clusters: scattered false tumor far from
+    the lesion, or specks of core and enhancing tumor in the edema, which become edema or non-enhancing core. The limit
     depends on the largest cluster, which MONAI's ``RemoveSmallObjects`` does not know.
 
     Args:
         keys: keys of the region probabilities WT, TC, ET, ``(3, *spatial)``; a ``MetaTensor`` tells its voxels' size.
         max_volume: clusters of at least this volume in mm3 stay; 0 keeps every cluster.
         max_share: so do clusters of at least this share of the largest one's volume, in [0, 1].
-        threshold: tumor is where the probability of WT exceeds this.
+        threshold: a region is where its probability, and those of the regions around it, exceed this.
+        region: "WT", "TC" or "ET".
+
+    Raises:
+        ValueError: for another region.
     """
 
     def __init__(
-        self, keys: KeysCollection, max_volume: float = 2000.0, max_share: float = 0.1, threshold: float = 0.5
+        self,
+        keys: KeysCollection,
+        max_volume: float = 2000.0,
+        max_share: float = 0.1,
+        threshold: float = 0.5,
+        region: str = "WT",
     ) -> None:
-        super().__init__(keys, threshold)
+        super().__init__(keys, threshold, enabled=max_volume > 0)
+        if region not in REGIONS:
+            raise ValueError(f"region must be one of {', '.join(REGIONS)}, got {region!r}")
         self.max_volume = max_volume
         self.max_share = max_share
+        self.region = region
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Clear the small clusters."""
-        return remove_small_clusters(probs, self.max_volume / voxel, self.max_share, self.threshold)
+        return remove_small_clusters(probs, self.max_volume / voxel, self.max_share, self.threshold, self.region)
 
 
 class FillCoreHolesd(RefineRegionsd):
@@ -160,34 +173,40 @@ class RelabelSmallEnhancingd(RefineRegionsd):
 
 
 def remove_small_clusters(
-    probs: torch.Tensor, max_size: float, max_share: float = 0.1, threshold: float = 0.5
+    probs: torch.Tensor, max_size: float, max_share: float = 0.1, threshold: float = 0.5, region: str = "WT"
 ) -> torch.Tensor:
     """
-    Set all probabilities to 0 in each 26-connected cluster of WT that is smaller than ``max_size`` and smaller than
-    ``max_share`` of the largest cluster.
+    Set the probabilities of a region, and of those inside it, to 0 in each 26-connected cluster of it that is smaller
+    than ``max_size`` and smaller than ``max_share`` of the largest cluster.
 
     Args:
         probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
         max_size: clusters of at least so many voxels stay.
         max_share: so do clusters of at least this share of the largest one's voxels.
-        threshold: WT is where its probability exceeds this.
+        threshold: a region is where its probability, and those of the regions around it, exceed this.
+        region: "WT", "TC" or "ET".
 
     Returns:
         Probabilities, shape ``(3, *spatial)``; the given tensor itself is left as it was.
     """
-    clusters, number = _clusters((probs[_WHOLE] > threshold).cpu().numpy())
+    first = list(REGIONS).index(region)
+    clusters, number = _clusters((probs[: first + 1] > threshold).all(0).cpu().numpy())
     sizes = np.bincount(clusters.ravel(), minlength=number + 1)
     sizes[0] = sizes[1:].max(initial=0)  # background stays as it is
-    return _cleared(probs, clusters, sizes < min(max_size, max_share * sizes[0]))
+    return _cleared(probs, clusters, sizes < min(max_size, max_share * sizes[0]), first)
 
 
 def _clusters(mask: np.ndarray) -> tuple[np.ndarray, int]:
     return ndimage.label(mask, np.ones([3] * mask.ndim))
 
 
-def _cleared(probs: torch.Tensor, clusters: np.ndarray, gone: np.ndarray) -> torch.Tensor:
-    """Set the probabilities to 0 in the clusters that are to go; without any, return what was given."""
-    return probs.masked_fill(torch.as_tensor(gone[clusters], device=probs.device), 0) if gone.any() else probs
+def _cleared(probs: torch.Tensor, clusters: np.ndarray, gone: np.ndarray, first: int = _WHOLE) -> torch.Tensor:
+    """Set probabilities from a region inward to 0 in the clusters that are to go; without any, return the given."""
+    if not gone.any():
+        return probs
+    cleared = probs.clone()
+    cleared[first:, torch.as_tensor(gone[clusters], device=probs.device)] = 0
+    return cleared
 
 
 def _enclosed_in_a_plane(mask: np.ndarray) -> np.ndarray:

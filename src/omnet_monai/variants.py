@@ -62,6 +62,7 @@ VARIANTS = {
     "cga": Variant("OM-Net+CGA", ("cga",)),
     # Not rows of the paper's table: they train nothing that the rows above do not.
     "mc3_skip": Variant("MC3, windows skipped", _CASCADE, ("mc3.json",), {"network_def#skip": True}),
+    "inner_clusters": Variant("OM-Net+CGA, specks of the core kept", ("cga",), settings={"inner_cluster_volume": 0}),
     "all_clusters": Variant("OM-Net+CGA, all clusters kept", ("cga",), settings={"cluster_volume": 0}),
     "unsure_clusters": Variant("OM-Net+CGA, unsure clusters kept", ("cga",), settings={"cluster_peak": 0}),
     "core_holes": Variant("OM-Net+CGA, holes of the core kept", ("cga",), settings={"fill_core": False}),
