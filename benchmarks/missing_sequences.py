@@ -18,9 +18,10 @@ import fire
 import numpy as np
 from monai.bundle import run
 
+from omnet_monai import __version__
 from omnet_monai.datalist import read_scored_cases
 from omnet_monai.demo import bundle_root
-from omnet_monai.files import whole_file
+from omnet_monai.files import sha256, whole_file
 from omnet_monai.regions import REGIONS, SEQUENCES
 from omnet_monai.results import read_dice
 
@@ -36,8 +37,17 @@ def main(datalist: str, output: str, *weights: str, **overrides: Any) -> None:
         output: folder for the results.
         weights: a file for each fold.
         overrides: config ids to set.
+
+    Raises:
+        ValueError: for a folder with results of other weights, cases, settings or another version.
     """
     out = Path(output).resolve()
+    settings = {"version": __version__, "sha256": sha256(datalist, *weights), "overrides": str(overrides)}
+    record = out / "settings.json"
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != settings:
+        raise ValueError(f"{out} has results of other weights, cases or settings, or of another version")
+    with whole_file(record) as part:
+        part.write_text(json.dumps(settings), encoding="utf-8")
     dice: dict[str, dict[str, np.ndarray]] = {}
     for lost in (WHOLE, *SEQUENCES):
         dice[lost] = {}

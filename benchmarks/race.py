@@ -7,7 +7,7 @@ Race OM-Net against the networks that people use today: same cases, same trainin
 The first call trains every entrant without one fold at a time and scores it there; the second trains on the whole
 section "training" and scores "test". Each entrant keeps its published network, loss and optimizer, and its schedule
 ends with the time. The learning rate, and SegResNet's crop, are chosen on the first fold, by as many trials for each
-(see ENTRANTS); a call without folds takes the choice that was made in the same FOLDER, or else the first trial.
+(see entrants.py); a call without folds takes the choice that was made in the same FOLDER, or else the first trial.
 Precision and augmentation are each entrant's own. All are scored at thresholds of 0.5 and without post-processing:
 the bundle's defaults were chosen on cases that the folds hold out.
 
@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fire
 import nnunet
 import numpy as np
+from entrants import ENTRANTS, SEGRESNET, Entrant
 from monai.bundle import run
 
 from omnet_monai import __version__
@@ -37,30 +37,6 @@ from omnet_monai.files import sha256, whole_file
 from omnet_monai.regions import REGIONS
 from omnet_monai.results import read_dice
 from omnet_monai.summary import paired_differences
-from omnet_monai.variants import NETWORKS, VARIANTS
-
-SEGRESNET = str(Path(__file__).resolve().with_name("segresnet.json"))
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """
-    One that races.
-
-    Attributes:
-        title: its name in the table.
-        trials: settings to choose from, those it was published with first.
-        networks: override files that each of its networks is trained with.
-        scoring: override files of its evaluation.
-        stages: how long an epoch takes in the mean, in epochs of all tasks.
-    """
-
-    title: str
-    trials: tuple[dict[str, Any], ...]
-    networks: tuple[tuple[str, ...], ...] = ((),)
-    scoring: tuple[str, ...] = ()
-    stages: float = 1.0
-
 
 UNREFINED: dict[str, Any] = {
     "thresholds": [0.5, 0.5, 0.5],
@@ -68,25 +44,6 @@ UNREFINED: dict[str, Any] = {
     "cluster_volume": 0,
     "inner_cluster_volume": 0,
     "fill_core": False,
-}
-
-RATES = ({}, {"learning_rate": 0.0005}, {"learning_rate": 0.002})
-
-ENTRANTS = {
-    # The curriculum trains one of three tasks in the first tenth of the epochs, and two in the second.
-    "omnet": Entrant("OM-Net+CGA", RATES, stages=0.9),
-    "mc3": Entrant("MC3", RATES, tuple(NETWORKS[name] for name in VARIANTS["mc3"].networks), VARIANTS["mc3"].files),
-    "segresnet": Entrant(
-        "SegResNet",
-        (
-            {},
-            {"learning_rate": 0.001},
-            {"learning_rate": 0.001, "crop_size": [80, 80, 80], "cases_per_step": 2},
-        ),
-        ((SEGRESNET,),),
-        (SEGRESNET,),
-    ),
-    "nnunet": Entrant("nnU-Net", ({}, {"initial_lr": 0.003}, {"initial_lr": 0.03})),
 }
 
 
@@ -152,8 +109,10 @@ class Race:
         self.root = bundle_root("")
         self.file = folder / "race.json"
         content = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
-        self.settings = {"version": __version__, "datalist_sha256": sha256(datalist)}
-        changed = [key for key, value in self.settings.items() if content.get("settings", self.settings)[key] != value]
+        configs = sha256(*sorted((self.root / "configs").glob("*.json")), SEGRESNET)
+        self.settings = {"version": __version__, "datalist_sha256": sha256(datalist), "configs_sha256": configs}
+        then = content.get("settings", {}) if content else self.settings
+        changed = [key for key, value in self.settings.items() if then.get(key) != value]
         if changed:
             raise ValueError(f"{self.file} must be of the same settings to go on, differs in {', '.join(changed)}")
         self.runs: dict[str, dict[str, Any]] = content.get("runs", {})

@@ -67,6 +67,7 @@ def test_rows_train_and_score_by_the_real_configs_and_are_not_run_again(
     assert (mc2["passes per window"], omnet["passes per window"]) == ("2.00", "1.00")
     assert mc2["paper's Dice WT/TC/ET"] == "0.9108/0.7911/0.7514"
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["patients"] for row in rows] == [{"phantom_003": "phantom_003"}] * 2
     assert [(row["variant"], row["place"], list(row["dice"])) for row in rows] == [
         ("omnet", "test", ["phantom_003"]),
         ("mc2", "test", ["phantom_003"]),

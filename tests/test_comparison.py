@@ -150,5 +150,8 @@ def test_from_ten_patients_on_a_row_has_an_interval() -> None:
     # The mean is 0.45, its standard error by the bootstrap sqrt(0.0825 / 10) = 0.091: about 1.96 of them either way.
     assert low == pytest.approx(0.45 - 0.178, abs=0.02)
     assert high == pytest.approx(0.45 + 0.178, abs=0.02)
+    # A row that is not finished has no interval beside one that is.
+    other = Comparison([make_row("cga", 0, **scores), make_row("se", 0, case0=0.5)], "cga")
+    assert cells(other, "se")["95 % interval WT/TC/ET"] == "-"
     nine = dict(list(scores.items())[:9])
     assert "95 % interval WT/TC/ET" not in cells(Comparison([make_row("cga", 0, **nine)], "cga"), "cga")

@@ -279,5 +279,6 @@ def test_no_mirror_changes_nothing_and_a_symmetric_network_gives_the_same_from_a
 
 
 def test_a_gpu_takes_more_windows_at_once_than_a_cpu() -> None:
-    assert windows_at_once("cpu") == windows_at_once(torch.device("cpu")) == 4
-    assert windows_at_once("cuda:1") == 64
+    assert windows_at_once("cpu", (32, 32, 16)) == windows_at_once(torch.device("cpu"), (96, 96, 96)) == 4
+    assert windows_at_once("cuda:1", (32, 32, 16)) == 64  # of 16,384 voxels each
+    assert windows_at_once("cuda", (96, 96, 96)) == 4

@@ -330,7 +330,10 @@ def test_a_folder_that_is_absent_or_cannot_be_read_is_said_to_be(
     (case,), (message,) = find_cases(tmp_path)
     assert (case["case"], message) == ("pat2", problem)
     locked_case, other = find_cases(tmp_path, partial=True)[0]
-    assert (locked_case["case"], locked_case["problems"], other["case"]) == ("HGG_pat1", problem, "pat2")
+    assert (locked_case["case"], other["case"]) == (f"{tmp_path.name}_HGG_pat1_unreadable", "pat2")
+    assert locked_case["problems"] == problem
+    (alone,) = find_cases(tmp_path / "HGG" / "pat1", partial=True)[0]
+    assert (alone["case"], alone["problems"]) == ("pat1_unreadable", problem)
 
 
 def test_all_below_the_first_folder_is_one_patient_where_names_are_bare(tmp_path: Path) -> None:

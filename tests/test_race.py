@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {"network_def#init_filters": 8, "crop_size": [16, 16, 16
 def race(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with small networks of its entrants."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    for name in ("race", "nnunet"):
+    for name in ("race", "entrants", "nnunet"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module("race")
     small = {"omnet": TINY, "mc3": TINY, "segresnet": SMALL}
@@ -69,18 +69,21 @@ def test_epochs_fill_the_time_that_the_networks_share(
     # An epoch of two takes 4 s: 2 s each. Of 1 minute each of three networks has 20 s: 10 epochs. The curriculum's
     # epochs take 0.9 of that: 60 / 1.8.
     trained: list[tuple[str, int]] = []
+    scored: list[dict[str, Any]] = []
 
     def train_once(folder: Path, epochs: int, config_file: Any, settings: Any) -> float:
         trained.append((folder.name, epochs))
         return 2.0 * epochs
 
-    def run(output_dir: str, **kwargs: Any) -> None:
+    def run(output_dir: str, **settings: Any) -> None:
         Path(output_dir).mkdir(parents=True)
+        scored.append({name: settings[name] for name in race.UNREFINED})
 
     monkeypatch.setattr(race, "train_once", train_once)
     monkeypatch.setattr(race, "run", run)
     monkeypatch.setattr(race, "read_dice", lambda path: {"a": [0.5, 0.5, 0.5]})
     race.main(str(tmp_path), str(phantoms / "datalist.json"), minutes=1, entrants=["omnet", "mc3"])
+    assert scored == [race.UNREFINED] * 2  # without what was chosen on the cases of the folds
     assert [pair for pair in trained if pair[0].startswith("network")] == [
         ("network0", 33),
         ("network0", 10),

@@ -125,7 +125,7 @@ class _Ablation:
             "datalist_sha256": sha256(self.datalist),
             "section": self.section,
             "recipe": list(self.recipe),
-            "configs_sha256": sha256(*sorted((self.root / "configs").glob("*.json"))),
+            "configs_sha256": sha256(*sorted((self.root / "configs").glob("*.json")), *self.configs(*self.recipe)),
             "version": __version__,
             "overrides": {key: str(value) for key, value in self.overrides.items()},
         }

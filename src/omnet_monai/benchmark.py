@@ -80,7 +80,7 @@ def benchmark(
         "version": __version__,
         "weights_sha256": sha256(weights),
         "rates": machine_rates(device, sizes),
-        "start": _start_seconds(root, weights),
+        "start": _start_seconds(root, overrides),
     }
     volumes = [Volume(case, parser, device) for case in found]
     result["rows"] = race(rows, volumes, repeats)
@@ -100,15 +100,16 @@ def _write(result: dict[str, Any], out: Path) -> None:
         file.write_text(json.dumps(result, indent=1))
 
 
-def _start_seconds(root: Path, weights: str) -> dict[str, float]:
+def _start_seconds(root: Path, overrides: dict[str, Any]) -> dict[str, float]:
     """Seconds of a new process for its imports, and for the network with its weights."""
     code = (
         "import time; start = time.perf_counter(); from monai.bundle import ConfigParser;"
         "import omnet_monai.networks, omnet_monai.loading; from omnet_monai.weights import load_weights;"
         "imported = time.perf_counter(); parser = ConfigParser();"
         f"parser.read_config({str(root / 'configs' / 'inference.json')!r});"
-        f"parser['bundle_root'] = {str(root)!r}; network = parser.get_parsed_content('network');"
-        f"load_weights(network, {weights!r});"
+        f"parser['bundle_root'] = {str(root)!r}; parser.update({overrides!r});"
+        "network = parser.get_parsed_content('network');"
+        "load_weights(network, parser.get_parsed_content('checkpoint_path'));"
         "print(imported - start, time.perf_counter() - imported)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

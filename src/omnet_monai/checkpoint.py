@@ -13,6 +13,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from omnet_monai.files import whole_file
 from omnet_monai.weights import bare_network, load_weights
@@ -30,15 +32,17 @@ class RunCheckpoint:
         path: where to write.
         parts: what to save and restore by ``state_dict`` and ``load_state_dict``; ``network`` and ``curriculum`` among
             them.
-        identity: what makes a run the same run, beside the network's shapes: its data list and all settings that
-            change its result. What JSON does not know counts by its text, which must be the same in another process.
+        identity: what makes a run the same run, beside the network's shapes and the kinds and settings of optimizer and
+            schedule, save functions that a schedule is given: its data list and all settings that change its result.
+            What JSON does not know counts by its text, which must be the same in another process.
     """
 
     def __init__(self, path: str | Path, parts: dict[str, Any], identity: Any) -> None:
         self.path = Path(path)
         self.parts = {name: bare_network(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
         shapes = {key: list(value.shape) for key, value in self.parts["network"].state_dict().items()}
-        text = json.dumps([shapes, identity], sort_keys=True, default=str)
+        settings = [_settings(part) for part in self.parts.values()]
+        text = json.dumps([shapes, settings, identity], sort_keys=True, default=str)
         self.identity = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
     def save(self, epoch: int) -> None:
@@ -108,3 +112,11 @@ class SaveCheckpoint:
     def __call__(self, engine: Engine) -> None:
         """Save the state after this epoch."""
         self.checkpoint.save(engine.state.epoch)
+
+
+def _settings(part: Any) -> Any:
+    """Return what an optimizer or a schedule was made with, nothing of any other part."""
+    if isinstance(part, Optimizer):
+        groups = [{name: value for name, value in group.items() if name != "params"} for group in part.param_groups]
+        return [type(part).__name__, groups]
+    return [type(part).__name__, part.state_dict()] if isinstance(part, LRScheduler) else None

@@ -124,7 +124,8 @@ class Comparison:
         if self.intervals:
             names, scores = _means_by(1, self._scores(name))
             ends = summarize(scores, [self.patients[case] for case in names])
-            cells.append("/".join(f"{low:.3f}-{high:.3f}" for low, high in zip(ends.low, ends.high, strict=True)))
+            interval = "/".join(f"{low:.3f}-{high:.3f}" for low, high in zip(ends.low, ends.high, strict=True))
+            cells.append(interval if ends.interval else "-")
         if self.timed:
             budget = "steps" if name == self.reference else "time"
             epochs = [row.epochs for row in self.rows if (row.variant, row.budget) == (name, budget)]

@@ -44,7 +44,7 @@ def find_cases(
     unread: list[OSError] = []
     groups = _groups(_files_below(directory, unread.append))
     locked = {str(error.filename): f"the folder cannot be read: {error.strerror}" for error in unread}
-    if not groups:
+    if not groups and not (partial and locked):
         found = "; ".join(["found none", *(f"{folder}: {problem}" for folder, problem in locked.items())])
         raise ValueError(f"{directory} must hold cases of a known layout: {'; '.join(LAYOUTS)}; {found}")
     # A label map elsewhere, such as segment's own below the cases, makes no second case of its name.
@@ -54,7 +54,7 @@ def find_cases(
     cases, messages = [], []
     for folder, problem in locked.items():
         if partial:
-            name = "_".join(Path(os.path.relpath(folder, directory)).parts)
+            name = "_".join([*Path(os.path.relpath(folder, directory.parent)).parts, "unreadable"])
             cases.append({"case": name, "image": [None] * len(SEQUENCES), "problems": f"{folder}: {problem}"})
         else:
             messages.append(f"{folder}: {problem}")

@@ -53,7 +53,7 @@ def find_images(
         raise ValueError("segment needs cases: folders, 4-D files, or --t1, --t1c, --t2 and --flair, got none")
     entries = [_entry(case, allow_missing) for case in cases]
     # A case may be named by each of its files.
-    entries = list({(entry["case"], str(entry["image"])): entry for entry in entries}.values())
+    entries = list({str(entry): entry for entry in entries}.values())
     require_names(entries)
     return entries
 
@@ -62,7 +62,7 @@ def file_states(image: str | Sequence[str | None]) -> list[list[int]]:
     """Return size and time of change of the files that a case's image lists or, as one path, stands for."""
     paths = [Path(path) for path in ([image] if isinstance(image, str) else image) if path]
     if isinstance(image, str):
-        with suppress(ValueError):  # a folder of no case or several, which reading tells better
+        with suppress(ValueError, OSError):  # a folder of no case or several, which reading tells better
             paths += [file for files in find_case(image)[1].values() for file in files]
     states = []
     for path in paths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
@@ -89,9 +90,12 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def windows_at_once(device: torch.device | str) -> int:
-    """Return how many windows go through the network together: as many as a CPU's caches hold, more on a GPU."""
-    return 4 if torch.device(device).type == "cpu" else 64
+def windows_at_once(device: torch.device | str, roi_size: Sequence[int]) -> int:
+    """
+    Return how many windows go through the network together: four on a CPU, for its caches; on a GPU, where four small
+    ones leave most of it idle, as many as have a million voxels.
+    """
+    return 4 if torch.device(device).type == "cpu" else max(4, 2**20 // math.prod(roi_size))
 
 
 def has_bfloat16(device_type: str) -> bool:

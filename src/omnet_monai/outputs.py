@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,10 +18,12 @@ from omnet_monai.report import write_csv
 from omnet_monai.segmentation import COLUMNS, NOTICE, CaseRecord, read_record, state_of
 from omnet_monai.transforms import written_here
 
-__all__ = ["POSTFIXES", "clear_case", "prepare_output", "sole_run", "sum_up"]
+__all__ = ["LOCK", "POSTFIXES", "clear_case", "prepare_output", "sole_run", "sum_up"]
 
 POSTFIXES = {"bundle": "seg", "brats": ""}
 """What follows the case's name in that of its label map, by the way of naming."""
+
+LOCK = ".omnet_monai.lock"
 
 NAMES = ("index.html", "segmentation.csv", "segmentation.json", "records", "pictures", "uncertainty", "probabilities")
 """What segment writes beside ``datalist.json`` and the label maps."""
@@ -63,23 +66,26 @@ def prepare_output(out: Path, cases: Sequence[dict[str, Any]], settings: dict[st
 @contextmanager
 def sole_run(out: Path) -> Iterator[None]:
     """
-    Keep other runs out of the folder until the end of the block.
+    Keep other runs out of the folder until the end of the block. Where the disk knows no locks, warn and go on without.
 
     Raises:
         ValueError: if another run is in it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock", timeout=0)
+    lock = FileLock(out / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
         rule = "choose another --output, or let torchrun share the cases among processes"
         raise ValueError(f"{out} is being written by another run: {rule}") from error
+    except (OSError, NotImplementedError) as error:  # network disks without locks
+        warnings.warn(f"{out} cannot be locked, let no other run write into it: {error}", stacklevel=2)
     try:
         yield
     finally:
-        (out / ".lock").unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:
+            (out / LOCK).unlink(missing_ok=True)
+            lock.release()
 
 
 def clear_case(out: Path, case: str, settings: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 DESCRIPTION = "research use only, not a medical device, non-commercial"
-"""In the header of every file written, which has room for 79 characters, 21 of them for missing sequences."""
+"""In the header of every file written, which has room for 79 characters, 24 of them for missing sequences."""
 
 
 class MoveThresholdsd(MapTransform):
