@@ -1,13 +1,16 @@
 """
-Segment one case in a process of its own, and tell its peak memory and time, in the folder of a clone.
+Segment a case in a process of its own, once or many times over, and tell its peak memory and time, in the folder of a clone.
 
   python benchmarks/memory.py CASE OUTPUT
   python benchmarks/memory.py CASE OUTPUT --shape 512,512,300    the case resampled to so many voxels
+  python benchmarks/memory.py CASE OUTPUT --number 32            the case as a batch of so many
 """
 
 from __future__ import annotations
 
+import csv
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +25,7 @@ from omnet_monai.datalist import read_images
 from omnet_monai.regions import SEQUENCES
 
 
-def main(case: str, output: str, shape: tuple[int, int, int] | None = None) -> None:
+def main(case: str, output: str, shape: tuple[int, int, int] | None = None, number: int = 1) -> None:
     """
     Segment and tell.
 
@@ -30,17 +33,26 @@ def main(case: str, output: str, shape: tuple[int, int, int] | None = None) -> N
         case: folder of one case.
         output: folder for everything, which must not exist.
         shape: voxels along each axis to resample the case to, in the space it fills.
+        number: how often to segment it, as a batch of cases.
     """
-    folder, image = Path(output), read_images(case)[0]
-    (folder / "resampled").mkdir(parents=True)
-    if shape:
-        for name, file in zip(SEQUENCES, image["image"], strict=True):
-            nibabel.save(_resample(nibabel.load(file), shape), folder / "resampled" / f"resampled_{name}.nii")
-    source, start = str(folder / "resampled") if shape else case, time.monotonic()
-    words = ["-m", "omnet_monai", "segment", source, "--output", str(folder / "segmented")]
+    folder, files = Path(output), dict(zip(SEQUENCES, read_images(case)[0]["image"], strict=True))
+    for copy in (f"case{place}" for place in range(number)):
+        (folder / "cases" / copy).mkdir(parents=True)
+        for name, file in files.items():
+            if shape:
+                nibabel.save(_resample(nibabel.load(file), shape), folder / "cases" / copy / f"{copy}_{name}.nii")
+            else:
+                shutil.copy(file, folder / "cases" / copy / f"{copy}_{name}{''.join(Path(file).suffixes)}")
+    start = time.monotonic()
+    words = ["-m", "omnet_monai", "segment", str(folder / "cases"), "--output", str(folder / "segmented")]
     subprocess.run([sys.executable, *words], check=True)
+    took = time.monotonic() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # of kB
-    print(f"{peak:.2f} GiB at the peak, {time.monotonic() - start:.0f} s, start of the program included")
+    with open(folder / "segmented" / "segmentation.csv", newline="", encoding="utf-8") as table:
+        each = [float(row["seconds"]) for row in csv.DictReader(table)]
+    print(
+        f"{peak:.2f} GiB at the peak; {took:.0f} s, of which {np.mean(each):.2f} s a case, start of the program aside"
+    )
 
 
 def _resample(image: nibabel.Nifti1Image, shape: tuple[int, int, int]) -> nibabel.Nifti1Image:
