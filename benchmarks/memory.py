@@ -1,5 +1,5 @@
 """
-Segment a case in a process of its own, once or many times over, and tell its peak memory and time, in the folder of a clone.
+Segment a case once or many times over, in one process, and tell its peak memory and time, in the folder of a clone.
 
   python benchmarks/memory.py CASE OUTPUT
   python benchmarks/memory.py CASE OUTPUT --shape 512,512,300    the case resampled to so many voxels
@@ -22,6 +22,7 @@ import numpy as np
 from scipy import ndimage
 
 from omnet_monai.datalist import read_images
+from omnet_monai.layouts import EXTENSIONS
 from omnet_monai.regions import SEQUENCES
 
 
@@ -42,7 +43,10 @@ def main(case: str, output: str, shape: tuple[int, int, int] | None = None, numb
             if shape:
                 nibabel.save(_resample(nibabel.load(file), shape), folder / "cases" / copy / f"{copy}_{name}.nii")
             else:
-                shutil.copy(file, folder / "cases" / copy / f"{copy}_{name}{''.join(Path(file).suffixes)}")
+                shutil.copy(
+                    file,
+                    folder / "cases" / copy / f"{copy}_{name}{next(end for end in EXTENSIONS if file.endswith(end))}",
+                )
     start = time.monotonic()
     words = ["-m", "omnet_monai", "segment", str(folder / "cases"), "--output", str(folder / "segmented")]
     subprocess.run([sys.executable, *words], check=True)
@@ -50,9 +54,7 @@ def main(case: str, output: str, shape: tuple[int, int, int] | None = None, numb
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # of kB
     with open(folder / "segmented" / "segmentation.csv", newline="", encoding="utf-8") as table:
         each = [float(row["seconds"]) for row in csv.DictReader(table)]
-    print(
-        f"{peak:.2f} GiB at the peak; {took:.0f} s, of which {np.mean(each):.2f} s a case, start of the program aside"
-    )
+    print(f"{peak:.2f} GiB at the peak; {took:.0f} s, {np.mean(each):.2f} s a case without the start of the program")
 
 
 def _resample(image: nibabel.Nifti1Image, shape: tuple[int, int, int]) -> nibabel.Nifti1Image:
