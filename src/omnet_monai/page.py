@@ -18,10 +18,10 @@ WIDTH, LANE, LEFT = 570, 46, 44
 """Of a chart: width, height of a region's lane, and space for its name, in pixels."""
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 1.5em auto; padding: 0 1em; color: #1c2430 }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1280px; margin: 1.5em auto; padding: 0 1em; color: #1c2430 }
 h1 { font-size: 1.5em; margin-bottom: 0 } h2 { font-size: 1.2em; margin-top: 1.6em }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4em 0 }
-th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #dfe3e8 } th { font-weight: 600 }
+th, td { padding: .15em .55em; text-align: right; border-bottom: 1px solid #dfe3e8 } th { font-weight: 600 }
 th:first-child, td:first-child { text-align: left } small { color: #5b6675; white-space: nowrap }
 img { width: 100%; background: black; display: block } section { margin-bottom: 2em }
 .charts { display: flex; flex-wrap: wrap; gap: 1em } svg { max-width: 100% } svg text { font-size: 12px; fill: #5b6675 }

@@ -27,6 +27,9 @@ UNCERTAIN = "#cc79a7"
 """Color of uncertainty, the more opaque the larger it is; color-blind safe beside the others."""
 
 SHOWN_ON = {"WT": "flair", "TC": "t1c", "ET": "t1c"}
+BELOW, CONTRAST = ("flair", "t2", "t1c", "t1"), ("t1c", "t1", "t2", "flair")
+"""What all classes and uncertainty are drawn on, and the core once more: the first that is there."""
+
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 MARGIN = 3
 
@@ -110,7 +113,8 @@ def save_segmentation(
     planes = {name: (normal, int(center[normal])) for name, normal in PLANES.items()}
     planes["axial, least sure"] = (PLANES["axial"], int(doubt.sum((0, 1)).argmax()))
     figure, axes = plt.subplots(2, len(SEQUENCES) + 1, figsize=(13.4, 6.4), facecolor="black", layout="constrained")
-    for axis, (name, sequence, classes, unsure) in zip(axes.flat, _panels(found, doubt), strict=True):
+    there = [sequence for sequence, volume in zip(SEQUENCES, volumes, strict=True) if volume.any()]
+    for axis, (name, sequence, classes, unsure) in zip(axes.flat, _panels(found, doubt, there), strict=True):
         volume, bare = volumes[SEQUENCES.index(sequence)], classes is None and unsure is None
         _draw_classes(axis, volume, classes, unsure, *planes[name], spacing)
         text = sequence.upper() if bare else f"{name}, on {sequence.upper()}"
@@ -122,12 +126,15 @@ def save_segmentation(
     plt.close(figure)
 
 
-def _panels(label: np.ndarray, doubt: np.ndarray) -> list[tuple[str, str, np.ndarray | None, np.ndarray | None]]:
-    """List the panels of a segmentation, row by row: plane, sequence, and what is drawn on it."""
+def _panels(
+    label: np.ndarray, doubt: np.ndarray, there: Sequence[str]
+) -> list[tuple[str, str, np.ndarray | None, np.ndarray | None]]:
+    """List the panels of a segmentation, row by row: plane, sequence that is there, and what is drawn on it."""
+    below, contrast = (min(there or SEQUENCES, key=wanted.index) for wanted in (BELOW, CONTRAST))
     bare: list[Any] = [("axial", sequence, None, None) for sequence in SEQUENCES]
-    on_flair = [(name, "flair", label, None) for name in PLANES]
-    unsure = [(name, "flair", None, doubt) for name in ("axial", "axial, least sure")]
-    return [*bare, unsure[0], *on_flair, ("axial", "t1c", label, None), unsure[1]]
+    classes = [(name, below, label, None) for name in PLANES]
+    unsure = [(name, below, None, doubt) for name in ("axial", "axial, least sure")]
+    return [*bare, unsure[0], *classes, ("axial", contrast, label, None), unsure[1]]
 
 
 def _crop(image: np.ndarray, *labels: np.ndarray | None) -> list[Any]:
