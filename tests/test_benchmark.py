@@ -142,7 +142,7 @@ def test_a_result_tells_what_it_is_of(measured: Path, small_bundle: Path) -> Non
     result = json.loads((measured / "benchmark.json").read_text())
     assert result["weights_sha256"] == sha256(small_bundle / "models" / "model.pt")
     assert result["version"] == __version__
-    assert result["command"].startswith("python -m omnet_monai ")
+    assert result["command"].startswith("python -m omnet_monai")
 
 
 def test_stages_add_up_to_the_whole_case(measured: Path) -> None:

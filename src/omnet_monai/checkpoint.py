@@ -115,8 +115,11 @@ class SaveCheckpoint:
 
 
 def _settings(part: Any) -> Any:
-    """Return what an optimizer or a schedule was made with, nothing of any other part."""
+    """Return what an optimizer or a schedule was made with, but for how far it has come; nothing of any other part."""
     if isinstance(part, Optimizer):
-        groups = [{name: value for name, value in group.items() if name != "params"} for group in part.param_groups]
+        groups = [{key: group[key] for key in group.keys() - {"params", "lr"}} for group in part.param_groups]
         return [type(part).__name__, groups]
-    return [type(part).__name__, part.state_dict()] if isinstance(part, LRScheduler) else None
+    if isinstance(part, LRScheduler):
+        state = {key: value for key, value in part.state_dict().items() if key != "last_epoch" and key[0] != "_"}
+        return [type(part).__name__, state]
+    return None
