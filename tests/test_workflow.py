@@ -419,7 +419,8 @@ def test_ten_kills_at_random_times_change_no_bit(workers: int, phantoms: Path, t
 
 
 def _compare_killed_with_uninterrupted(workers: int, kills: int, phantoms: Path, folder: Path) -> None:
-    length = {"train#trainer#max_epochs": 12, "num_workers": workers, "steps_per_epoch": 3}
+    length: dict[str, Any] = {"train#trainer#max_epochs": 12, "num_workers": workers, "steps_per_epoch": 3}
+    length |= {"logging_file": str(BUNDLE / "configs" / "logging.conf")}  # which shows where a run is taken up
 
     def start(name: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen:
         words = command(folder / name, phantoms, config("train.json"), **length)
