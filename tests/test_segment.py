@@ -582,6 +582,15 @@ def test_a_folder_in_use_by_another_run_is_left_to_it(segmented: Path, phantoms:
     assert {path: path.stat().st_mtime_ns for path in segmented.rglob("*") if path.name != LOCK} == before
 
 
+def test_a_disk_without_locks_is_warned_of_and_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(lock: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("omnet_monai.outputs.FileLock.acquire", acquire)
+    with pytest.warns(UserWarning, match="cannot be locked, .*No locks available"), sole_run(tmp_path / "out"):
+        assert (tmp_path / "out").is_dir()
+
+
 def test_another_naming_leaves_one_label_map_of_a_case(phantoms: Path, small_bundle: Path, tmp_path: Path) -> None:
     for naming, name in (("bundle", "phantom_000_seg.nii.gz"), ("brats", "phantom_000.nii.gz")):
         run(small_bundle, phantoms / "phantom_000", output=tmp_path, naming=naming)
