@@ -110,12 +110,10 @@ class RandCropByTaskd(Randomizable):
         return F.pad(volume[tuple(inside)], missing) if any(missing) else volume[tuple(inside)].clone()
 
 
-def _sampled_regions(label: torch.Tensor) -> list[torch.Tensor]:
+def _sampled_regions(label: torch.Tensor) -> list[np.ndarray]:
     """Flat indices of the voxels that each task samples in; none for the brain, which the label does not show."""
-    classes = label[0].flatten()
-    tumor = classes.nonzero()[:, 0]  # the other regions are looked for in here alone
-    regions = [tumor[:0]]
-    for task in TASKS[1:]:
-        region = torch.tensor(REGIONS[str(task.sampled_in)], dtype=classes.dtype)
-        regions.append(tumor[torch.isin(classes[tumor], region)])
-    return regions
+    classes = label[0].flatten().numpy()
+    # Seen as integers, zeros are found in a tenth of the time that half precision takes.
+    tumor = np.flatnonzero(classes.view(f"i{classes.itemsize}") != 0)  # the other regions are looked for in here alone
+    found = classes[tumor]
+    return [tumor[:0], *(tumor[np.isin(found, REGIONS[str(task.sampled_in)])] for task in TASKS[1:])]

@@ -195,14 +195,14 @@ class PrepareTaskBatch:
             Image, target of :class:`~omnet_monai.losses.OMNetLoss`, no positional arguments, ``num_tasks``.
         """
         num_tasks = self.curriculum.num_tasks
-        # Not only patches of the network's own tasks: a case without core lends a lone precise task others.
-        active = torch.as_tensor(batch["task"]) <= TASKS.index(self.curriculum.tasks[num_tasks - 1])
         image, label, task = (
-            convert_to_tensor(batch[key], track_meta=False)[active].to(
-                device=device, non_blocking=non_blocking, **kwargs
-            )
+            convert_to_tensor(batch[key], track_meta=False).to(device=device, non_blocking=non_blocking, **kwargs)
             for key in ("image", "label", "task")
         )
+        # Not only patches of the network's own tasks: a case without core lends a lone precise task others.
+        active = torch.as_tensor(batch["task"]) <= TASKS.index(self.curriculum.tasks[num_tasks - 1])
+        if not active.all():  # known on the CPU: a GPU need not be waited for
+            image, label, task = (each[active.to(each.device)] for each in (image, label, task))
         image = image.float()  # kept in half precision up to here
         if self.augmentation is not None:
             image, label = self.augmentation(image, label)
