@@ -105,7 +105,7 @@ def test_train_and_inference_name_the_same_network_transforms_and_window() -> No
     steps = train["validate"]["refinement"]["transforms"]
     assert inference["postprocessing"]["transforms"][: len(steps)] == steps
     switches = ("fill_core", "inner_cluster_volume", "relabel_edema", "enhancing_volume")
-    for name in ("thresholds", "cluster_volume", "cluster_peak", *switches):
+    for name in ("thresholds", "cluster_volume", "cluster_peak", "incomplete_peak", *switches):
         assert train[name] == inference[name]
         assert f"@{name}" in strings(steps)
     assert train["network_def"] == inference["network_def"]

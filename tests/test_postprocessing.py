@@ -128,8 +128,30 @@ def test_unsure_clusters_are_those_of_a_threshold_of_its_own() -> None:
 
 @pytest.mark.parametrize("peak", [-0.1, 1.0])
 def test_a_peak_that_no_probability_can_be_above_is_refused(peak: float) -> None:
-    with pytest.raises(ValueError, match=rf"min_peak must be in \[0, 1\), got {peak}"):
-        RemoveUnsureClustersd("pred", min_peak=peak)
+    for name in ("min_peak", "incomplete_peak"):
+        with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\), got {peak}"):
+            RemoveUnsureClustersd("pred", **{name: peak})
+
+
+@pytest.mark.parametrize(
+    ("absent", "peaks", "expected"),
+    [
+        (None, (0.9, 0.7), 0),
+        (3, (0.9, 0.7), 40),
+        (0, (0.9, 0.8), 0),  # at 0.75 throughout: certain enough for neither
+        (3, (0, 0.8), 40),
+    ],
+    ids=["complete", "without the last", "without the first", "switched off"],
+)
+def test_less_certainty_is_asked_of_a_case_without_a_sequence(
+    absent: int | None, peaks: tuple[float, float], expected: int
+) -> None:
+    probs = make_probs(40)
+    image = torch.ones(4, *probs.shape[1:])
+    if absent is not None:
+        image[absent] = 0
+    clear = RemoveUnsureClustersd("pred", peaks[0], incomplete_peak=peaks[1])
+    assert kept(clear({"pred": probs, "image": image})["pred"]) == expected
 
 
 def test_the_limit_is_a_volume_in_cubic_millimeters() -> None:

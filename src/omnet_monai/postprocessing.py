@@ -62,16 +62,28 @@ class RemoveUnsureClustersd(RefineRegionsd):
         keys: keys of the region probabilities WT, TC, ET, shape ``(3, *spatial)``.
         min_peak: clusters in which the probability of WT is nowhere above this go, whatever their size; in [0, 1).
         threshold: tumor is where the probability of WT exceeds this.
+        incomplete_peak: a lower ``min_peak`` for a case that lacks a sequence: a network is less sure of it; in [0, 1).
+        image_key: key of the sequences, shape ``(C, *spatial)``, one that is missing 0 throughout.
 
     Raises:
-        ValueError: if ``min_peak`` is not in [0, 1).
+        ValueError: if ``min_peak`` or ``incomplete_peak`` is not in [0, 1).
     """
 
-    def __init__(self, keys: KeysCollection, min_peak: float = 0.0, threshold: float = 0.5) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        min_peak: float = 0.0,
+        threshold: float = 0.5,
+        incomplete_peak: float = 0.0,
+        image_key: str = "image",
+    ) -> None:
         super().__init__(keys, threshold)
-        if not 0 <= min_peak < 1:
-            raise ValueError(f"min_peak must be in [0, 1), got {min_peak}")
+        for name, peak in {"min_peak": min_peak, "incomplete_peak": incomplete_peak}.items():
+            if not 0 <= peak < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {peak}")
         self.min_peak = min_peak
+        self.incomplete_peak = incomplete_peak
+        self.image_key = image_key
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Clear the unsure clusters."""
@@ -80,9 +92,13 @@ class RemoveUnsureClustersd(RefineRegionsd):
         clusters, number = _clusters(whole)
         peaks = np.zeros(number + 1, values.dtype)
         np.maximum.at(peaks, clusters[whole], values[whole])
-        unsure = peaks <= self.min_peak
+        unsure = peaks <= self._limit(data)
         unsure[0] = False  # background stays as it is
         return _cleared(probs, clusters, unsure)
+
+    def _limit(self, data: Mapping[Hashable, Any]) -> float:
+        complete = self.image_key not in data or bool(torch.as_tensor(data[self.image_key]).flatten(1).any(1).all())
+        return self.min_peak if complete else min(self.min_peak, self.incomplete_peak)
 
 
 class RemoveSmallClustersd(RefineRegionsd):
