@@ -30,6 +30,7 @@ from omnet_monai.files import whole_file
 from omnet_monai.metrics import dice
 from omnet_monai.regions import REGIONS, regions_from_classes
 from omnet_monai.report import format_table
+from omnet_monai.transforms import MoveThresholdsd
 from omnet_monai.uncertainty import chance_of_error, region_uncertainty
 from omnet_monai.weights import load_weights
 
@@ -90,8 +91,10 @@ def _measure(parser: ConfigParser, case: dict[str, Any], run: Run) -> dict[str, 
     image = data["image"].as_tensor()[None].to(parser.get_parsed_content("device"))
     passes = [probs[0].cpu() for probs in run(parser.get_parsed_content("inferer"), image, network)]
     took, mean = time.monotonic() - start, torch.stack(passes).mean(0)
+    moved = MoveThresholdsd("probs", parser.get_parsed_content("thresholds"))({"probs": mean})["probs"]
     maps = {
-        "chance of error": chance_of_error(mean),
+        "chance of error": chance_of_error(moved),
+        "the same, thresholds left": chance_of_error(mean),
         "mean entropy": _entropies(mean).mean(0, keepdim=True),
         "largest entropy": _entropies(mean).amax(0, keepdim=True),
     }
@@ -138,6 +141,7 @@ SETTINGS: dict[str, tuple[float, Run]] = {
     "default": (0.125, _once),
     "quarter": (0.25, _once),
     "flips": (0.125, _flips),
+    "accurate": (0.5, _flips),
     "dropout": (0.125, _dropout),
 }
 """Overlap of the windows and the passes of each setting."""

@@ -27,6 +27,8 @@ from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
 from omnet_monai.outputs import LOCK, sole_run
 from omnet_monai.segment import segment
+from omnet_monai.transforms import MoveThresholdsd
+from omnet_monai.uncertainty import chance_of_error
 
 BUNDLE = Path(__file__).parents[1] / "bundle"
 NAMES = ("t1", "t1ce", "t2", "flair")
@@ -142,6 +144,9 @@ def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_case(
     np.testing.assert_array_equal(whole > 0.5, np.asarray(label.dataobj) > 0)
     expected = 1 - 2 * whole[whole > 0.5].sum() / (whole.sum() + (whole > 0.5).sum())
     assert float(rows["phantom_000"]["uncertainty_WT"]) == pytest.approx(expected, abs=1e-4)
+    moved = MoveThresholdsd("probs", (0.3, 0.5, 0.5))({"probs": torch.from_numpy(probs.get_fdata()).movedim(-1, 0)})
+    expected_doubt = chance_of_error(moved["probs"])[0].numpy() * (doubt.get_fdata() > 0)  # 0 outside the brain
+    np.testing.assert_allclose(doubt.get_fdata(), expected_doubt, atol=1e-3)
     assert 0 < doubt.get_fdata().max() <= 0.875
     plain = nib.load(segmented / "uncertainty" / "phantom_000_uncertainty.nii.gz").get_fdata()
     assert np.abs(plain - doubt.get_fdata()).max() > 0.01  # one pass is another mean than that of eight

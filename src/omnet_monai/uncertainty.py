@@ -49,7 +49,7 @@ def chance_of_error(probs: torch.Tensor) -> torch.Tensor:
 
     Args:
         probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``, averaged over what they are to be sure
-            against, such as mirrored passes.
+            against, such as mirrored passes, and with every threshold moved to 0.5 (``MoveThresholdsd``).
 
     Returns:
         Chance of error, shape ``(1, *spatial)``: 0 where each region that counts is 0 or 1, 0.5 where background is as
