@@ -24,9 +24,10 @@ from monai.inferers import Inferer
 from monai.transforms import Compose, Invertd
 from scipy.stats import spearmanr
 
+from omnet_monai import __version__
 from omnet_monai.datalist import read_scored_cases
 from omnet_monai.demo import bundle_root, inference_config
-from omnet_monai.files import whole_file
+from omnet_monai.files import sha256, whole_file
 from omnet_monai.metrics import dice
 from omnet_monai.regions import REGIONS, regions_from_classes
 from omnet_monai.report import format_table
@@ -54,7 +55,16 @@ def main(datalist: str, output: str, *weights: str, only: str = "", **overrides:
         weights: a file for each fold.
         only: settings to run, separated by ";", by default all.
         overrides: ids of inference.json to override.
+
+    Raises:
+        ValueError: for a folder with figures of other weights, cases or overrides, or of another version.
     """
+    settings = {"version": __version__, "sha256": sha256(datalist, *weights), "overrides": str(overrides)}
+    record = Path(output) / "settings.json"
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != settings:
+        raise ValueError(f"{output} has figures of other weights, cases or overrides, or of another version")
+    with whole_file(record) as part:
+        part.write_text(json.dumps(settings), encoding="utf-8")
     chosen = {name: setting for name, setting in SETTINGS.items() if not only or name in only.split(";")}
     found = {}
     for fold, path in enumerate(weights):

@@ -182,6 +182,11 @@ def test_the_same_seed_gives_the_same_batch_and_the_input_is_left_alone() -> Non
     assert torch.equal(label, before[1])
 
 
+def test_shifts_of_another_number_of_sequences_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shift must be one number or one for each of 4 sequences, got \[0.1, 0.5\]"):
+        BatchAugmentation((4, 4, 4), shift=[0.1, 0.5])(torch.ones(1, 4, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4))
+
+
 @pytest.mark.parametrize("name", ["affine_prob", "flip_prob", "blur_prob", "drop_prob"])
 def test_a_probability_beyond_one_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got 1.5"):

@@ -16,6 +16,7 @@ from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import ckpt_export, verify_metadata, verify_net_in_out
 
 from omnet_monai.networks import ModelCascade, OMNet
+from omnet_monai.regions import SEQUENCES
 from omnet_monai.weights import StrictCheckpointLoader
 
 CONFIGS = Path(__file__).parents[1] / "bundle" / "configs"
@@ -119,6 +120,15 @@ def test_train_and_inference_name_the_same_network_transforms_and_window() -> No
     cropper = train["train"]["random_transforms"][0]
     assert cropper["_target_"].endswith("RandCropByTaskd")
     assert cropper["spatial_size"] == "@patch_size"
+
+
+def test_less_certainty_is_asked_of_an_incomplete_case_and_flair_alone_is_shifted_far() -> None:
+    clear = read("inference.json").get_parsed_content("postprocessing").transforms[0]
+    assert (clear.min_peak, clear.incomplete_peak) == (0.93, 0.8)
+    shift = read("train.json")["train"]["augmentation"]["shift"]
+    assert dict(zip(SEQUENCES, shift, strict=True)) == {"t1": 0.15, "t1c": 0.15, "t2": 0.15, "flair": 0.5}
+    for name in ("demo.json", "paper.json"):
+        assert read("train.json", name).get_parsed_content("train#augmentation").drop_prob == 0
 
 
 def test_training_prepares_images_as_inference_does_and_labels_along() -> None:
@@ -316,6 +326,7 @@ def test_the_papers_learning_rate_halves_every_80000_steps() -> None:
         ([], {"max_gradient_norm": 1.0}),
         ([], {"curriculum#min_change": 0.1}),
         ([], {"train#augmentation#shift": 0.1}),
+        ([], {"train#augmentation#drop_prob": 0.0}),
         (["paper.json"], {"train#augmentation#flip_prob": 0.5}),
     ],
     ids=str,

@@ -140,11 +140,13 @@ def test_a_peak_that_no_probability_can_be_above_is_refused(peak: float) -> None
         (3, (0.9, 0.7), 40),
         (0, (0.9, 0.8), 0),  # at 0.75 throughout: certain enough for neither
         (3, (0, 0.8), 40),
+        (3, (0.9, None), 0),
+        (3, (0.7, None), 40),
     ],
-    ids=["complete", "without the last", "without the first", "switched off"],
+    ids=["complete", "without the last", "without the first", "switched off", "the same, unsure", "the same, sure"],
 )
 def test_less_certainty_is_asked_of_a_case_without_a_sequence(
-    absent: int | None, peaks: tuple[float, float], expected: int
+    absent: int | None, peaks: tuple[float, float | None], expected: int
 ) -> None:
     probs = make_probs(40)
     image = torch.ones(4, *probs.shape[1:])

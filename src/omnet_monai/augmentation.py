@@ -18,7 +18,8 @@ CONVOLUTIONS = {2: F.conv2d, 3: F.conv3d}
 @dataclass
 class BatchAugmentation:
     """
-    Turn, scale, mirror, blur and re-weigh each patch of a batch on its own (ours; the release shows no augmentation).
+    Turn, scale, mirror, blur and re-weigh each patch of a batch on its own, and take a sequence from some (ours; the
+    release shows no augmentation).
 
     MONAI's transforms take one patch after the other on the CPU, where a GPU waits for them; these are a few tensor
     operations for all patches together. Their random numbers are those of torch's own CPU generator, so they do not
@@ -82,13 +83,21 @@ class BatchAugmentation:
 
         Returns:
             Both, as new tensors of ``spatial_size``: the image float32, the label in its own type.
+
+        Raises:
+            ValueError: for a ``shift`` of another number of sequences.
         """
         image, label = self._turn(image.float(), label)
         image, label = self._mirror(image, label)
         image = self._blurred(image) if self.blur_prob else image
         image = self._bent(image) if self.gamma else image
         factors, shifts = (self._per_sequence(image) for _ in range(2))
-        largest = torch.as_tensor(self.shift).reshape(-1, *[1] * (image.ndim - 2)).to(image)
+        largest = torch.as_tensor(self.shift)
+        if largest.shape not in ((), image.shape[1:2]):
+            raise ValueError(
+                f"shift must be one number or one for each of {image.shape[1]} sequences, got {self.shift}"
+            )
+        largest = largest.reshape(-1, *[1] * (image.ndim - 2)).to(image)
         image = image * (1 + self.scale * factors) + largest * shifts * (image != 0)
         return (self._drop(image) if self.drop_prob else image), label
 

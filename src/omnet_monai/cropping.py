@@ -112,7 +112,7 @@ class RandCropByTaskd(Randomizable):
 
 def _sampled_regions(label: torch.Tensor) -> list[np.ndarray]:
     """Flat indices of the voxels that each task samples in; none for the brain, which the label does not show."""
-    classes = label[0].flatten().numpy()
+    classes = label[0].flatten().cpu().numpy()
     # Seen as integers, zeros are found in a tenth of the time that half precision takes.
     tumor = np.flatnonzero(classes.view(f"i{classes.itemsize}") != 0)  # the other regions are looked for in here alone
     found = classes[tumor]

@@ -201,8 +201,9 @@ class PrepareTaskBatch:
         )
         # Not only patches of the network's own tasks: a case without core lends a lone precise task others.
         active = torch.as_tensor(batch["task"]) <= TASKS.index(self.curriculum.tasks[num_tasks - 1])
-        if not active.all():  # known on the CPU: a GPU need not be waited for
-            image, label, task = (each[active.to(each.device)] for each in (image, label, task))
+        if not active.all():
+            kept = active.nonzero()[:, 0].to(image.device)  # found on the CPU, so that no GPU is waited for
+            image, label, task = (each.index_select(0, kept) for each in (image, label, task))
         image = image.float()  # kept in half precision up to here
         if self.augmentation is not None:
             image, label = self.augmentation(image, label)

@@ -62,8 +62,10 @@ class RemoveUnsureClustersd(RefineRegionsd):
         keys: keys of the region probabilities WT, TC, ET, shape ``(3, *spatial)``.
         min_peak: clusters in which the probability of WT is nowhere above this go, whatever their size; in [0, 1).
         threshold: tumor is where the probability of WT exceeds this.
-        incomplete_peak: a lower ``min_peak`` for a case that lacks a sequence: a network is less sure of it; in [0, 1).
-        image_key: key of the sequences, shape ``(C, *spatial)``, one that is missing 0 throughout.
+        incomplete_peak: a lower ``min_peak`` for a case that lacks a sequence, of which a network is less sure; by
+            default the same.
+        image_key: key of the normalized sequences, shape ``(C, *spatial)``: one that is missing, or of one value, is 0
+            throughout. Without it a case counts as complete.
 
     Raises:
         ValueError: if ``min_peak`` or ``incomplete_peak`` is not in [0, 1).
@@ -74,15 +76,15 @@ class RemoveUnsureClustersd(RefineRegionsd):
         keys: KeysCollection,
         min_peak: float = 0.0,
         threshold: float = 0.5,
-        incomplete_peak: float = 0.0,
+        incomplete_peak: float | None = None,
         image_key: str = "image",
     ) -> None:
         super().__init__(keys, threshold)
         for name, peak in {"min_peak": min_peak, "incomplete_peak": incomplete_peak}.items():
-            if not 0 <= peak < 1:
+            if peak is not None and not 0 <= peak < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {peak}")
         self.min_peak = min_peak
-        self.incomplete_peak = incomplete_peak
+        self.incomplete_peak = min_peak if incomplete_peak is None else min(min_peak, incomplete_peak)
         self.image_key = image_key
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
@@ -98,7 +100,7 @@ class RemoveUnsureClustersd(RefineRegionsd):
 
     def _limit(self, data: Mapping[Hashable, Any]) -> float:
         complete = self.image_key not in data or bool(torch.as_tensor(data[self.image_key]).flatten(1).any(1).all())
-        return self.min_peak if complete else min(self.min_peak, self.incomplete_peak)
+        return self.min_peak if complete else self.incomplete_peak
 
 
 class RemoveSmallClustersd(RefineRegionsd):

@@ -21,7 +21,7 @@ class ChanceOfErrord(MapTransform):
     brain.
 
     Args:
-        keys: keys of the probabilities, which stay.
+        keys: keys of the probabilities, which stay unless ``names`` has them.
         names: keys of the maps, one for each.
         image_key: key of the image, background 0, shape ``(C, *spatial)``.
     """
