@@ -144,7 +144,7 @@ def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_case(
     np.testing.assert_array_equal(whole > 0.5, np.asarray(label.dataobj) > 0)
     expected = 1 - 2 * whole[whole > 0.5].sum() / (whole.sum() + (whole > 0.5).sum())
     assert float(rows["phantom_000"]["uncertainty_WT"]) == pytest.approx(expected, abs=1e-4)
-    moved = MoveThresholdsd("probs", (0.3, 0.5, 0.5))({"probs": torch.from_numpy(probs.get_fdata()).movedim(-1, 0)})
+    moved = MoveThresholdsd("probs", (0.3, 0.4, 0.3))({"probs": torch.from_numpy(probs.get_fdata()).movedim(-1, 0)})
     brain = np.any([nib.load(file).get_fdata() for file in (phantoms / "phantom_000").glob("*_t*.nii.gz")], axis=0)
     expected_doubt = chance_of_error(moved["probs"])[0].numpy() * brain
     np.testing.assert_allclose(doubt.get_fdata(), expected_doubt, atol=1e-3)
