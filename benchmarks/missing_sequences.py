@@ -21,7 +21,7 @@ from monai.bundle import run
 from omnet_monai import __version__
 from omnet_monai.datalist import read_scored_cases
 from omnet_monai.demo import bundle_root
-from omnet_monai.files import sha256, whole_file
+from omnet_monai.files import keep_settings, sha256, whole_file
 from omnet_monai.regions import REGIONS, SEQUENCES
 from omnet_monai.results import read_dice
 
@@ -39,15 +39,13 @@ def main(datalist: str, output: str, *weights: str, **overrides: Any) -> None:
         overrides: config ids to set.
 
     Raises:
-        ValueError: for a folder with results of other weights, cases, settings or another version.
+        ValueError: for a folder with results of other weights, cases, configs or overrides, or of another version.
     """
     out = Path(output).resolve()
-    settings = {"version": __version__, "sha256": sha256(datalist, *weights), "overrides": str(overrides)}
-    record = out / "settings.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != settings:
-        raise ValueError(f"{out} has results of other weights, cases or settings, or of another version")
-    with whole_file(record) as part:
-        part.write_text(json.dumps(settings), encoding="utf-8")
+    configs = sorted((bundle_root() / "configs").glob("*.json"))
+    settings = {"version": __version__, "configs_sha256": sha256(*configs), "overrides": str(overrides)}
+    settings |= {"datalist_sha256": sha256(datalist), "weights_sha256": sha256(*weights)}
+    keep_settings(out / "settings.json", settings)
     dice: dict[str, dict[str, np.ndarray]] = {}
     for lost in (WHOLE, *SEQUENCES):
         dice[lost] = {}

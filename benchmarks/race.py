@@ -33,7 +33,7 @@ from omnet_monai.budget import train_once
 from omnet_monai.cost import machine
 from omnet_monai.datalist import read_cases, read_scored_cases
 from omnet_monai.demo import bundle_root
-from omnet_monai.files import sha256, whole_file
+from omnet_monai.files import require_same, sha256, whole_file
 from omnet_monai.regions import REGIONS
 from omnet_monai.results import read_dice
 from omnet_monai.summary import paired_differences
@@ -111,10 +111,7 @@ class Race:
         content = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
         configs = sha256(*sorted((self.root / "configs").glob("*.json")), SEGRESNET)
         self.settings = {"version": __version__, "datalist_sha256": sha256(datalist), "configs_sha256": configs}
-        then = content.get("settings", {}) if content else self.settings
-        changed = [key for key, value in self.settings.items() if then.get(key) != value]
-        if changed:
-            raise ValueError(f"{self.file} must be of the same settings to go on, differs in {', '.join(changed)}")
+        require_same(self.file, content.get("settings", {}) if content else self.settings, self.settings)
         self.runs: dict[str, dict[str, Any]] = content.get("runs", {})
         self.choices: dict[str, int] = content.get("choices", {})
 

@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from omnet_monai import __version__
 from omnet_monai.datalist import read_scored_cases
 from omnet_monai.demo import bundle_root, inference_config
-from omnet_monai.files import sha256, whole_file
+from omnet_monai.files import keep_settings, sha256, whole_file
 from omnet_monai.metrics import dice
 from omnet_monai.regions import REGIONS, regions_from_classes
 from omnet_monai.report import format_table
@@ -57,14 +57,12 @@ def main(datalist: str, output: str, *weights: str, only: str = "", **overrides:
         overrides: ids of inference.json to override.
 
     Raises:
-        ValueError: for a folder with figures of other weights, cases or overrides, or of another version.
+        ValueError: for a folder with figures of other weights, cases, configs or overrides, or of another version.
     """
-    settings = {"version": __version__, "sha256": sha256(datalist, *weights), "overrides": str(overrides)}
-    record = Path(output) / "settings.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != settings:
-        raise ValueError(f"{output} has figures of other weights, cases or overrides, or of another version")
-    with whole_file(record) as part:
-        part.write_text(json.dumps(settings), encoding="utf-8")
+    configs = sorted((bundle_root() / "configs").glob("*.json"))
+    settings = {"version": __version__, "configs_sha256": sha256(*configs), "overrides": str(overrides)}
+    settings |= {"datalist_sha256": sha256(datalist), "weights_sha256": sha256(*weights)}
+    keep_settings(Path(output) / "settings.json", settings)
     chosen = {name: setting for name, setting in SETTINGS.items() if not only or name in only.split(";")}
     found = {}
     for fold, path in enumerate(weights):

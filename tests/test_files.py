@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from omnet_monai.files import sha256, whole_file
+from omnet_monai.files import keep_settings, sha256, whole_file
 
 
 def test_a_file_is_written_with_its_folder_and_without_traces(tmp_path: Path) -> None:
@@ -41,3 +41,12 @@ def test_the_digest_of_files_is_that_of_what_is_in_them_in_their_order(tmp_path:
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256(tmp_path / "first", tmp_path / "second") == known
     assert sha256(tmp_path / "second", tmp_path / "first") != known
+
+
+def test_what_results_are_of_is_noted_and_held_to(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "settings.json"
+    for _ in range(2):
+        keep_settings(file, {"version": "1", "overrides": "{}"})
+    with pytest.raises(ValueError, match=r"settings\.json must be of the same .* differs in version, weights$"):
+        keep_settings(file, {"version": "2", "overrides": "{}", "weights": "a"})
+    keep_settings(file, {"version": "1", "overrides": "{}"})  # what was refused was not noted

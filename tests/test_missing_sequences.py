@@ -44,5 +44,5 @@ def test_each_sequence_is_taken_away_in_turn_and_what_that_loses_is_told(
     assert lines[6] == "| flair | 0.100/0.100/0.100 | 0.400/0.400/0.400 |"
     script.main(str(phantoms / "datalist.json"), str(tmp_path), weights, weights)
     assert len(seen) == 10  # nothing is scored again
-    with pytest.raises(ValueError, match="has results of other weights, cases or settings"):
+    with pytest.raises(ValueError, match="same settings to be continued, differs in weights_sha256"):
         script.main(str(phantoms / "datalist.json"), str(tmp_path), weights)

@@ -59,7 +59,7 @@ def test_every_entrant_trains_as_long_and_the_better_trial_races(
     # Nor is it gone on with by other cases.
     other = json.loads((phantoms / "datalist.json").read_text())
     (tmp_path / "other.json").write_text(json.dumps({**other, "name": "other"}))
-    with pytest.raises(ValueError, match=r"same settings to go on, differs in datalist_sha256"):
+    with pytest.raises(ValueError, match=r"same settings to be continued, differs in datalist_sha256"):
         race.main(str(tmp_path), str(tmp_path / "other.json"), **arguments)
 
 

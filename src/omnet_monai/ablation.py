@@ -16,7 +16,7 @@ from omnet_monai.comparison import Comparison, Row
 from omnet_monai.cost import machine
 from omnet_monai.datalist import read_cases, read_scored_cases
 from omnet_monai.demo import bundle_root
-from omnet_monai.files import sha256, whole_file
+from omnet_monai.files import require_same, sha256, whole_file
 from omnet_monai.report import write_csv
 from omnet_monai.results import read_dice
 from omnet_monai.variants import NETWORKS, VARIANTS, variants_named
@@ -132,9 +132,7 @@ class _Ablation:
         file = self.out / "rows.json"
         content: dict[str, Any] = {"settings": self.settings, "rows": []}
         content |= json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        changed = [key for key, value in self.settings.items() if content["settings"].get(key) != value]
-        if changed:
-            raise ValueError(f"{file} must be of the same settings to be continued, differs in {', '.join(changed)}")
+        require_same(file, content["settings"], self.settings)
         self.rows = [Row(**row) for row in content["rows"]]
         self.keep()  # the settings, before anything is trained by them
 

@@ -1,14 +1,16 @@
-"""Files that are written whole or not at all, and told apart by what is in them."""
+"""Files written whole or not at all, told apart by what is in them, and continued by the same settings alone."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["sha256", "whole_file"]
+__all__ = ["keep_settings", "require_same", "sha256", "whole_file"]
 
 
 @contextmanager
@@ -32,3 +34,31 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def sha256(*paths: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of files, one after the other, in hexadecimal digits."""
     return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()
+
+
+def require_same(file: str | os.PathLike[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: if the settings that results in a file are of differ from those to continue with; it names them.
+    """
+    changed = [key for key, value in now.items() if then.get(key) != value]
+    if changed:
+        raise ValueError(f"{file} must be of the same settings to be continued, differs in {', '.join(changed)}")
+
+
+def keep_settings(file: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    """
+    Note what the results beside a file are of, unless that is noted.
+
+    Args:
+        file: JSON file of the settings.
+        settings: what JSON can hold.
+
+    Raises:
+        ValueError: if other settings are noted there.
+    """
+    file = Path(file)
+    if file.is_file():
+        require_same(file, json.loads(file.read_text(encoding="utf-8")), settings)
+    with whole_file(file) as part:
+        part.write_text(json.dumps(settings) + "\n", encoding="utf-8")
