@@ -85,6 +85,7 @@ def work(files: list[str], settings: dict[str, Any], folder: Path, stop_after: i
     workflow.run()
     torch.save(workflow.parser.get_parsed_content("network_def").state_dict(), folder / f"rank{rank}.pt")
     workflow.finalize()
+    assert threads_of_gloo() == 0
 
 
 def join_in_a_job(folder: Path) -> None:
@@ -197,6 +198,28 @@ def broadcast(folder: Path) -> None:
     BufferBroadcast(network)(None)  # type: ignore[arg-type]
     torch.save(network.state_dict(), folder / f"rank{idist.get_rank()}.pt")
     idist.finalize()
+
+
+def leave(folder: Path) -> None:
+    distributed.join_processes("gloo")
+    network = distributed.parallel_network(nn.Linear(2, 1))
+    network(torch.ones(1, 2)).sum().backward()
+    before = threads_of_gloo()
+    distributed.leave_processes(network)
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps([before, threads_of_gloo()]))
+
+
+def threads_of_gloo() -> int:
+    return sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists threads there")
+def test_no_thread_of_the_group_is_left_that_could_abort_the_end_of_a_process(tmp_path: Path) -> None:
+    assert launch(leave, tmp_path) == [0, 0]
+    for rank in (0, 1):
+        before, after = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert before > 0
+        assert after == 0
 
 
 def test_before_validation_all_processes_get_the_first_ones_buffers(tmp_path: Path) -> None:

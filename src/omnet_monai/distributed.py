@@ -14,9 +14,17 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import Dataset
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Subset
 
-__all__ = ["BufferBroadcast", "join_processes", "parallel_network", "share_of_process", "torchrun_processes"]
+__all__ = [
+    "BufferBroadcast",
+    "join_processes",
+    "leave_processes",
+    "parallel_network",
+    "share_of_process",
+    "torchrun_processes",
+]
 
 
 def join_processes(backend: str, **options: Any) -> None:
@@ -39,6 +47,21 @@ def join_processes(backend: str, **options: Any) -> None:
         os.environ |= {"SLURM_JOB_ID": job} if job else {}
     if idist.get_rank() > 0:
         logging.disable(logging.INFO)
+
+
+def leave_processes(network: nn.Module) -> None:
+    """
+    Leave the group of processes, with the end of its threads.
+
+    Whatever holds the group keeps its threads alive, ``DistributedDataParallel`` among it. One of gloo's that still
+    held a tensor when Python ended would abort the process (torch 2.13).
+
+    Args:
+        network: what :func:`parallel_network` returned; it cannot be trained any more.
+    """
+    if isinstance(network, DistributedDataParallel):
+        del network.reducer, network.logger, network.process_group
+    idist.finalize()
 
 
 @contextmanager
