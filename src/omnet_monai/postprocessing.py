@@ -10,6 +10,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.transforms.utils import generate_spatial_bounding_box
 from scipy import ndimage
 
 from omnet_monai.regions import ENHANCING, REGIONS, classes_from_regions
@@ -89,17 +90,16 @@ class RemoveUnsureClustersd(RefineRegionsd):
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Clear the unsure clusters."""
-        values = probs[_WHOLE].cpu().numpy()
-        whole = values > self.threshold
-        clusters, number = _clusters(whole)
+        box, clusters, number = _clusters(probs[_WHOLE] > self.threshold)
+        whole, values = clusters > 0, probs[_WHOLE][box].cpu().numpy()
         peaks = np.zeros(number + 1, values.dtype)
         np.maximum.at(peaks, clusters[whole], values[whole])
         unsure = peaks <= self._limit(data)
         unsure[0] = False  # background stays as it is
-        return _cleared(probs, clusters, unsure)
+        return _changed(probs, (slice(None), *box), unsure[clusters], 0)
 
     def _limit(self, data: Mapping[Hashable, Any]) -> float:
-        complete = self.image_key not in data or bool(torch.as_tensor(data[self.image_key]).flatten(1).any(1).all())
+        complete = self.image_key not in data or all(sequence.any() for sequence in data[self.image_key])
         return self.min_peak if complete else self.incomplete_peak
 
 
@@ -160,11 +160,10 @@ class FillCoreHolesd(RefineRegionsd):
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Fill the holes."""
-        whole, core = (probs[[_WHOLE, _CORE]] > self.threshold).cpu().numpy()
-        holes = torch.as_tensor(_enclosed_in_a_plane(core & whole) & whole & ~core, device=probs.device)
-        filled = probs.clone()
-        filled[_CORE, holes] = 1
-        return filled
+        box = _box((probs[: _CORE + 1] > self.threshold).all(0))
+        whole, core = (probs[(slice(_CORE + 1), *box)] > self.threshold).cpu().numpy()
+        holes = _enclosed_in_a_plane(core & whole) & whole & ~core
+        return _changed(probs, (_CORE, *box), holes, 1)
 
 
 class RelabelSmallEnhancingd(RefineRegionsd):
@@ -179,7 +178,7 @@ class RelabelSmallEnhancingd(RefineRegionsd):
     """
 
     def __init__(self, keys: KeysCollection, max_volume: float = 200.0, threshold: float = 0.5) -> None:
-        super().__init__(keys, threshold)
+        super().__init__(keys, threshold, enabled=max_volume > 0)
         self.max_volume = max_volume
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
@@ -208,30 +207,36 @@ def remove_small_clusters(
         Probabilities, shape ``(3, *spatial)``; the given tensor itself is left as it was.
     """
     first = list(REGIONS).index(region)
-    clusters, number = _clusters((probs[: first + 1] > threshold).all(0).cpu().numpy())
+    box, clusters, number = _clusters((probs[: first + 1] > threshold).all(0))
     sizes = np.bincount(clusters.ravel(), minlength=number + 1)
     sizes[0] = sizes[1:].max(initial=0)  # background stays as it is
-    return _cleared(probs, clusters, sizes < min(max_size, max_share * sizes[0]), first)
+    small = sizes < min(max_size, max_share * sizes[0])
+    return _changed(probs, (slice(first, None), *box), small[clusters], 0)
 
 
-def _clusters(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    return ndimage.label(mask, np.ones([3] * mask.ndim))
+def _clusters(mask: torch.Tensor) -> tuple[tuple[slice, ...], np.ndarray, int]:
+    """Find the box that holds a mask, the numbers of its 26-connected clusters in there, and how many they are."""
+    box = _box(mask)
+    return box, *ndimage.label(mask[box].cpu().numpy(), np.ones([3] * mask.ndim))
 
 
-def _cleared(probs: torch.Tensor, clusters: np.ndarray, gone: np.ndarray, first: int = _WHOLE) -> torch.Tensor:
-    """Set probabilities from a region inward to 0 in the clusters that are to go; without any, return the given."""
-    if not gone.any():
+def _box(mask: torch.Tensor) -> tuple[slice, ...]:
+    """Find the box that holds a mask: a tumor is a small part of a brain, and what is outside need not be looked at."""
+    starts, ends = generate_spatial_bounding_box(mask[None])
+    return tuple(map(slice, starts, ends))
+
+
+def _changed(probs: torch.Tensor, part: tuple[slice | int, ...], where: np.ndarray, value: float) -> torch.Tensor:
+    """Set a part of the probabilities to a value at some voxels; at none, return the given."""
+    if not where.any():
         return probs
-    cleared = probs.clone()
-    cleared[first:, torch.as_tensor(gone[clusters], device=probs.device)] = 0
-    return cleared
+    changed = probs.clone()
+    changed[part] = changed[part].masked_fill(torch.as_tensor(where, device=probs.device), value)
+    return changed
 
 
 def _enclosed_in_a_plane(mask: np.ndarray) -> np.ndarray:
     """Add to a mask what it encloses within a plane of two axes, whatever lies before and behind that plane."""
     cross = ndimage.generate_binary_structure(mask.ndim, 1)
     planes = [np.indices(cross.shape)[axis] == 1 for axis in range(mask.ndim)] if mask.ndim > 2 else [True]
-    filled = mask.copy()
-    for box in ndimage.find_objects(mask.astype(np.uint8)):  # the one box that holds it all, if there is anything
-        filled[box] = np.logical_or.reduce([ndimage.binary_fill_holes(mask[box], cross & plane) for plane in planes])
-    return filled
+    return np.logical_or.reduce([ndimage.binary_fill_holes(mask, cross & plane) for plane in planes])
