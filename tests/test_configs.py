@@ -223,6 +223,15 @@ def test_workflows_have_every_property_of_a_bundle(workflow_type: str, phantoms:
     workflow.finalize()
 
 
+@pytest.mark.parametrize(("device", "workers"), [("cpu", 0), ("cuda", 4), ("cuda:1", 4), ("mps", 0)])
+def test_other_processes_cut_patches_beside_a_gpu_alone(device: str, workers: int) -> None:
+    parser = read("train.json")
+    parser["device"] = f"$torch.device('{device}')"
+    assert parser.get_parsed_content("num_workers") == workers
+    parser["num_workers"] = 2
+    assert parser.get_parsed_content("train#dataloader#num_workers") == 2
+
+
 def test_initializing_touches_neither_data_nor_weights(tmp_path: Path) -> None:
     workflow = ConfigWorkflow(
         config_file=str(CONFIGS / "inference.json"),
