@@ -132,7 +132,8 @@ def test_a_scheme_and_the_names_of_a_challenge_are_a_matter_of_two_words(
 def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_case(
     segmented: Path, phantoms: Path, small_bundle: Path, tmp_path: Path
 ) -> None:
-    rows = run(small_bundle, phantoms / "phantom_000", output=tmp_path, probabilities=True, tta=True, cluster_volume=0)
+    settings: dict[str, Any] = {"cluster_volume": 0, "thresholds": [0.3, 0.4, 0.3]}
+    rows = run(small_bundle, phantoms / "phantom_000", output=tmp_path, probabilities=True, tta=True, **settings)
     label = nib.load(tmp_path / "phantom_000_seg.nii.gz")
     probs = nib.load(tmp_path / "probabilities" / "phantom_000_probabilities.nii.gz")
     doubt = nib.load(tmp_path / "uncertainty" / "phantom_000_uncertainty.nii.gz")
@@ -144,7 +145,8 @@ def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_case(
     np.testing.assert_array_equal(whole > 0.5, np.asarray(label.dataobj) > 0)
     expected = 1 - 2 * whole[whole > 0.5].sum() / (whole.sum() + (whole > 0.5).sum())
     assert float(rows["phantom_000"]["uncertainty_WT"]) == pytest.approx(expected, abs=1e-4)
-    moved = MoveThresholdsd("probs", (0.3, 0.4, 0.3))({"probs": torch.from_numpy(probs.get_fdata()).movedim(-1, 0)})
+    values = torch.from_numpy(probs.get_fdata()).movedim(-1, 0)
+    moved = MoveThresholdsd("probs", settings["thresholds"])({"probs": values})
     brain = np.any([nib.load(file).get_fdata() for file in (phantoms / "phantom_000").glob("*_t*.nii.gz")], axis=0)
     expected_doubt = chance_of_error(moved["probs"])[0].numpy() * brain
     np.testing.assert_allclose(doubt.get_fdata(), expected_doubt, atol=1e-3)

@@ -14,7 +14,7 @@ from monai.data import IterableDataset
 from monai.transforms import Compose
 from torch.utils.data import Dataset, get_worker_info
 
-__all__ = ["EpochDataset", "EpochSeedHandler", "ReadableCases", "first_cause"]
+__all__ = ["EpochDataset", "EpochSeedHandler", "ReadableCases", "first_cause", "workers_beside"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,11 @@ class EpochSeedHandler:
         # ignite asks the loader for a new iterator only after this event, so its workers copy the new epoch.
         self.dataset.epoch = engine.state.epoch
         torch.manual_seed(_derive(self.seed, engine.state.epoch, idist.get_rank()))
+
+
+def workers_beside(device: torch.device | str) -> int:
+    """Tell how many processes cut patches beside a training: four for a GPU, none for a CPU, which they would share."""
+    return 4 if torch.device(device).type == "cuda" else 0
 
 
 class ReadableCases(IterableDataset):
