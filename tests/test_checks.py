@@ -133,6 +133,9 @@ def test_a_sequence_that_is_missing_is_named_and_the_others_are_checked(monkeypa
     assert "a mean Dice WT/TC/ET of 0.83/0.72/0.77 on nine cases instead of 0.85/0.74/0.78; the order" in found
     shift(image)
     assert [text.split(":")[0] for text in check_image(image)] == ["registration", "missing"]
+    image[1] = 0
+    assert "missing: t1c, t2, " in check_image(image)[-1]
+    assert "were not tried without several; the order" in check_image(image)[-1]
 
 
 def test_what_cannot_be_a_brain_is_refused() -> None:

@@ -122,13 +122,13 @@ def test_train_and_inference_name_the_same_network_transforms_and_window() -> No
     assert cropper["spatial_size"] == "@patch_size"
 
 
-def test_less_certainty_is_asked_of_an_incomplete_case_and_flair_alone_is_shifted_far() -> None:
+def test_less_certainty_is_asked_of_incomplete_cases_which_training_makes_and_flair_is_shifted_far() -> None:
     clear = read("inference.json").get_parsed_content("postprocessing").transforms[0]
     assert (clear.min_peak, clear.incomplete_peak) == (0.93, 0.8)
     shift = read("train.json")["train"]["augmentation"]["shift"]
     assert dict(zip(SEQUENCES, shift, strict=True)) == {"t1": 0.15, "t1c": 0.15, "t2": 0.15, "flair": 0.5}
-    for name in ("demo.json", "paper.json"):
-        assert read("train.json", name).get_parsed_content("train#augmentation").drop_prob == 0
+    for name, share in {"demo.json": 0, "paper.json": 0, "no_attention.json": 0.3, "lesions.json": 0.5}.items():
+        assert read("train.json", name).get_parsed_content("train#augmentation").drop_prob == share
 
 
 def test_training_prepares_images_as_inference_does_and_labels_along() -> None:

@@ -28,7 +28,7 @@ LOOKED_AT = 200_000  # voxels
 _DICE = "have a mean Dice WT/TC/ET of {} on nine cases instead of 0.85/0.74/0.78"
 WITHOUT = {
     "t1": _DICE.format("0.84/0.75/0.79"),
-    "t1c": _DICE.format("0.84/0.17/0.01") + ": no enhancing tumor is found",
+    "t1c": _DICE.format("0.84/0.17/0.01") + ": no enhancing tumor is found, and hardly any core",
     "t2": _DICE.format("0.83/0.72/0.77"),
     "flair": _DICE.format("0.58/0.63/0.68") + ": much edema is missed",
 }
