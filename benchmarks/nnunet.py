@@ -70,12 +70,15 @@ def race(
         nnUNet_raw=str(folder / "raw"), nnUNet_preprocessed=str(folder / "ready"), nnUNet_results=str(out)
     )
     _prepare(folder, datalist)
-    os.environ.update(nnUNet_n_proc_DA="0", nnUNet_compile="false")  # patches are cut in the process whose time counts
+    os.environ.update(nnUNet_compile="false")
+    if not torch.cuda.is_available():
+        os.environ.update(nnUNet_n_proc_DA="0")  # patches are cut in the process whose time counts
     trainer = _trainer(fold, settings)
     trainer.initialize()
     trainer.on_train_start()
     _train(trainer, 1)  # prepares what later ones find ready
-    iterations = max(1, round(60 * minutes / (_train(trainer, 2) / 2)))
+    timed = 20 if torch.cuda.is_available() else 2
+    iterations = max(1, round(60 * minutes / (_train(trainer, timed) / timed)))
     trainer = _trainer(fold, {**settings, "num_epochs": iterations})
     trainer.initialize()
     trainer.on_train_start()

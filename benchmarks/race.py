@@ -11,8 +11,9 @@ ends with the time. The learning rate, and SegResNet's crop, are chosen on the f
 Precision and augmentation are each entrant's own. All are scored at thresholds of 0.5 and without post-processing:
 the bundle's defaults were chosen on cases that the folds hold out.
 
-FOLDER/race.md has the table and FOLDER/race.json every case. Interrupted, the same command goes on. Time is wall time
-on a GPU, and elsewhere what the process computed for each of its threads. nnU-Net needs "pip install nnunetv2".
+FOLDER/race.md has the table, FOLDER/RUN/result.json every case. Interrupted, the same command goes on. Calls for single
+entrants or folds may share a FOLDER at the same time; a last call for all writes their table. Time is wall time on a GPU,
+and elsewhere what the process computed for each of its threads. nnU-Net needs "pip install nnunetv2".
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import fire
 import nnunet
 import numpy as np
+import torch
 from entrants import ENTRANTS, SEGRESNET, Entrant
 from monai.bundle import run
 
@@ -55,6 +57,7 @@ def main(
     entrants: str | Sequence[str] = (),
     trials: int = 3,
     seed: int = 0,
+    **overrides: Any,
 ) -> None:
     """
     Race.
@@ -67,6 +70,7 @@ def main(
         entrants: keys of ``ENTRANTS``, the one that differences are taken to first; none for all.
         trials: number of settings to choose from.
         seed: of the training; nnU-Net has none.
+        overrides: ids of ``train.json`` to set for all but nnU-Net, such as ``num_workers``.
 
     Raises:
         ValueError: for other entrants and for cases without labels.
@@ -78,7 +82,7 @@ def main(
     if "nnunet" in names:
         nnunet.require()
     places: list[int | None] = [folds] if isinstance(folds, int) else list(folds) or [None]
-    race = Race(Path(folder).resolve(), Path(datalist).resolve(), minutes, seed)
+    race = Race(Path(folder).resolve(), Path(datalist).resolve(), minutes, seed, overrides)
     for fold in places:
         race.check_cases(fold)
     for name in names:
@@ -99,21 +103,16 @@ class Race:
         datalist: JSON file that lists the cases.
         minutes: training time of each entrant.
         seed: of the training.
+        overrides: ids of ``train.json`` to set.
 
-    Raises:
-        ValueError: for a folder that holds runs of another version or data list.
     """
 
-    def __init__(self, folder: Path, datalist: Path, minutes: float, seed: int) -> None:
-        self.folder, self.datalist, self.minutes, self.seed = folder, datalist, minutes, seed
+    def __init__(self, folder: Path, datalist: Path, minutes: float, seed: int, overrides: dict[str, Any]) -> None:
+        self.folder, self.datalist, self.minutes, self.seed, self.overrides = folder, datalist, minutes, seed, overrides
         self.root = bundle_root("")
-        self.file = folder / "race.json"
-        content = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
         configs = sha256(*sorted((self.root / "configs").glob("*.json")), SEGRESNET)
-        self.settings = {"version": __version__, "datalist_sha256": sha256(datalist), "configs_sha256": configs}
-        require_same(self.file, content.get("settings", {}) if content else self.settings, self.settings)
-        self.runs: dict[str, dict[str, Any]] = content.get("runs", {})
-        self.choices: dict[str, int] = content.get("choices", {})
+        settings = {"version": __version__, "datalist_sha256": sha256(datalist), "configs_sha256": configs}
+        self.settings = {**settings, "overrides": overrides}
 
     def check_cases(self, fold: int | None) -> None:
         """Read the cases to train on and to score, for their errors."""
@@ -122,27 +121,39 @@ class Race:
 
     def choose(self, name: str, fold: int | None, trials: int) -> None:
         """Try an entrant's settings on a fold; that of the highest mean Dice of all regions and cases is its choice."""
-        if name not in self.choices:
+        if not _read(self._choice_file(name)):
             tried = range(min(trials, len(ENTRANTS[name].trials)))
-            means = [np.mean(list(self.run(name, fold, trial)["dice"].values())) for trial in tried]
-            self.choices[name] = int(np.argmax(means))
-            self.keep()
+            means = [float(np.mean(list(self.run(name, fold, trial)["dice"].values()))) for trial in tried]
+            _write(self._choice_file(name), {"trial": int(np.argmax(means)), "minutes": self.minutes, "means": means})
 
     def choice(self, name: str) -> int:
         """Return the trial that was chosen, or else the first."""
-        return self.choices.get(name, 0)
+        return int(_read(self._choice_file(name)).get("trial", 0))
 
     def run(self, name: str, fold: int | None, trial: int) -> dict[str, Any]:
         """Train and score an entrant, unless that is done."""
-        key = self._key(name, fold, trial)
-        if key not in self.runs:
-            print(f"\n=== {key}", flush=True)
+        out = self._folder_of(name, fold, trial)
+        if not self.result(name, fold, trial):
+            print(f"\n=== {out.name}", flush=True)
             race = self.run_nnunet if name == "nnunet" else self.run_bundle
-            epochs, seconds = race(ENTRANTS[name], fold, ENTRANTS[name].trials[trial], self.folder / key)
-            dice = read_dice(self.folder / key / "scored" / "scores.csv")
-            self.runs[key] = {"epochs": epochs, "minutes": seconds / 60, "dice": dice, "machine": machine()}
-            self.keep()
-        return self.runs[key]
+            epochs, seconds = race(ENTRANTS[name], fold, ENTRANTS[name].trials[trial], out)
+            dice = read_dice(out / "scored" / "scores.csv")
+            result = {"epochs": epochs, "minutes": seconds / 60, "dice": dice, "machine": machine()}
+            _write(out / "result.json", {**result, "settings": self.settings})
+        return self.result(name, fold, trial)
+
+    def result(self, name: str, fold: int | None, trial: int) -> dict[str, Any]:
+        """
+        Return what a run gave, nothing if it was not finished.
+
+        Raises:
+            ValueError: for a run by another version, data list or other configs.
+        """
+        file = self._folder_of(name, fold, trial) / "result.json"
+        result = _read(file)
+        if result:
+            require_same(file, result["settings"], self.settings)
+        return result
 
     def run_bundle(self, entrant: Entrant, fold: int | None, trial: dict[str, Any], out: Path) -> tuple[int, float]:
         """Train by the bundle's configs for as many epochs as fit into the time, and score."""
@@ -155,11 +166,12 @@ class Race:
             "fold": fold,
             "seed": self.seed,
             **trial,
+            **self.overrides,
         }
         seconds, weights = 0.0, []
         for number, files in enumerate(entrant.networks):
             config, network = self._configs("train.json", *files), out / f"network{number}"
-            epoch = train_once(out / f"pace{number}", 2, config, settings) / 2 * entrant.stages
+            epoch = self.pace(out / f"pace{number}", config, settings) * entrant.stages
             epochs = max(1, round(60 * self.minutes / len(entrant.networks) / epoch))
             seconds += train_once(network, epochs, config, settings)
             weights.append(str(network / "model.pt"))
@@ -168,34 +180,49 @@ class Race:
         run(config_file=self._configs("train.json", *entrant.scoring, "evaluate.json"), **settings)
         return epochs, seconds
 
+    def pace(self, out: Path, config: list[str], settings: dict[str, Any]) -> float:
+        """Return the seconds of an epoch of all tasks. A GPU's first one finds its algorithms, and is not timed."""
+        epochs = 2
+        if torch.cuda.is_available():
+            train_once(out / "first", 1, config, settings)
+            epochs = 5
+        return train_once(out / "timed", epochs, config, settings) / epochs
+
     def run_nnunet(self, entrant: Entrant, fold: int | None, trial: dict[str, Any], out: Path) -> tuple[int, float]:
         """Train nnU-Net for as many epochs as fit into the time, and score what it predicts."""
         return nnunet.race(self.folder / "nnunet", self.datalist, self._section(fold), fold, self.minutes, trial, out)
 
-    def keep(self) -> None:
-        """Write what is done."""
-        with whole_file(self.file) as part:
-            content = {"settings": self.settings, "choices": self.choices, "runs": self.runs}
-            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
     def write_table(self, names: Sequence[str], places: Sequence[int | None]) -> str:
         """Write the table of those entrants that have run everywhere, and return it."""
-        rows = {name: [self.runs.get(self._key(name, fold, self.choice(name))) for fold in places] for name in names}
-        done = {name: [run for run in runs if run] for name, runs in rows.items() if all(runs)}
+        rows = {name: [self.result(name, fold, self.choice(name)) for fold in places] for name in names}
+        done = {name: runs for name, runs in rows.items() if all(runs)}
         text = _table(done) + f"\nMachine: {machine()}.\n"
         with whole_file(self.folder / "race.md") as part:
             part.write_text(text, encoding="utf-8")
         return text
 
-    def _key(self, name: str, fold: int | None, trial: int) -> str:
+    def _folder_of(self, name: str, fold: int | None, trial: int) -> Path:
         place = "test" if fold is None else f"fold{fold}"
-        return f"{name}-{place}-{self.minutes:g}min-trial{trial}-seed{self.seed}"
+        return self.folder / f"{name}-{place}-{self.minutes:g}min-trial{trial}-seed{self.seed}"
+
+    def _choice_file(self, name: str) -> Path:
+        return self.folder / f"{name}-choice.json"
 
     def _section(self, fold: int | None) -> str:
         return "test" if fold is None else "training"
 
     def _configs(self, *names: str) -> list[str]:
         return [str(self.root / "configs" / name) for name in names]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Read a JSON object, an empty one if there is no file."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    with whole_file(file) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _table(done: dict[str, list[dict[str, Any]]]) -> str:

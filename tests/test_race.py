@@ -38,15 +38,17 @@ def test_every_entrant_trains_as_long_and_the_better_trial_races(
 ) -> None:
     arguments = {"minutes": 0.005, "folds": 1, "trials": 2, "entrants": ("omnet", "segresnet")}
     race.main(str(tmp_path), str(phantoms / "datalist.json"), **arguments)
-    content = json.loads((tmp_path / "race.json").read_text())
-    assert set(content["runs"]) == {
+    results = {file.parent.name: json.loads(file.read_text()) for file in tmp_path.glob("*/result.json")}
+    assert set(results) == {
         f"{name}-fold1-0.005min-trial{trial}-seed0"
         for name, trial in (("omnet", 0), ("segresnet", 0), ("segresnet", 1))
     }
-    assert content["choices"]["omnet"] == 0
-    runs = [content["runs"][f"segresnet-fold1-0.005min-trial{trial}-seed0"] for trial in (0, 1)]
+    chosen = {name: json.loads((tmp_path / f"{name}-choice.json").read_text()) for name in ("omnet", "segresnet")}
+    assert chosen["omnet"]["trial"] == 0
+    runs = [results[f"segresnet-fold1-0.005min-trial{trial}-seed0"] for trial in (0, 1)]
     means = [np.mean(list(run["dice"].values())) for run in runs]
-    assert means[content["choices"]["segresnet"]] == max(means)
+    assert means == pytest.approx(chosen["segresnet"]["means"])
+    assert means[chosen["segresnet"]["trial"]] == max(means)
     table = (tmp_path / "race.md").read_text()
     assert table in capsys.readouterr().out
     assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| OM-Net+CGA", "| SegResNet"]
@@ -84,6 +86,7 @@ def test_epochs_fill_the_time_that_the_networks_share(
     monkeypatch.setattr(race, "read_dice", lambda path: {"a": [0.5, 0.5, 0.5]})
     race.main(str(tmp_path), str(phantoms / "datalist.json"), minutes=1, entrants=["omnet", "mc3"])
     assert scored == [race.UNREFINED] * 2  # without what was chosen on the cases of the folds
+    assert {pair for pair in trained if not pair[0].startswith("network")} == {("timed", 2)}
     assert [pair for pair in trained if pair[0].startswith("network")] == [
         ("network0", 33),
         ("network0", 10),
