@@ -77,12 +77,14 @@ def race(
     trainer.initialize()
     trainer.on_train_start()
     _train(trainer, 1)  # prepares what later ones find ready
-    timed = 20 if torch.cuda.is_available() else 2
+    timed = 10 if torch.cuda.is_available() else 2
     iterations = max(1, round(60 * minutes / (_train(trainer, timed) / timed)))
+    _stop_workers(trainer)
     trainer = _trainer(fold, {**settings, "num_epochs": iterations})
     trainer.initialize()
     trainer.on_train_start()
     seconds = _train(trainer, iterations)
+    _stop_workers(trainer)
     cases = read_scored_cases(datalist, section, fold)
     _predict(trainer, cases, out)
     score(str(out / "scored"), str(datalist), section, fold)
@@ -147,6 +149,12 @@ def _train(trainer: Any, iterations: int) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             trainer.train_step(next(trainer.dataloader_train))
     return clock() - start
+
+
+def _stop_workers(trainer: Any) -> None:
+    for loader in (trainer.dataloader_train, trainer.dataloader_val):
+        if hasattr(loader, "_finish"):
+            loader._finish()
 
 
 def _predict(trainer: Any, cases: list[dict[str, Any]], out: Path) -> None:

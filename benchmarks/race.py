@@ -185,7 +185,7 @@ class Race:
         epochs = 2
         if torch.cuda.is_available():
             train_once(out / "first", 1, config, settings)
-            epochs = 5
+            epochs = 3
         return train_once(out / "timed", epochs, config, settings) / epochs
 
     def run_nnunet(self, entrant: Entrant, fold: int | None, trial: dict[str, Any], out: Path) -> tuple[int, float]:
