@@ -9,14 +9,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer, SlidingWindowInf
 from torch import nn
 
 from omnet_monai import inferers
-from omnet_monai.inferers import (
-    AutocastInferer,
-    BatchedWindowInferer,
-    MirroringInferer,
-    default_device,
-    has_bfloat16,
-    windows_at_once,
-)
+from omnet_monai.inferers import AutocastInferer, MirroringInferer, default_device, has_bfloat16, windows_at_once
 from omnet_monai.networks import OMNet
 
 WINDOW = (16, 16, 8)
@@ -289,48 +282,3 @@ def test_a_gpu_takes_more_windows_at_once_than_a_cpu() -> None:
     assert windows_at_once("cpu", (32, 32, 16)) == windows_at_once(torch.device("cpu"), (96, 96, 96)) == 4
     assert windows_at_once("cuda:1", (32, 32, 16)) == 64  # of 16,384 voxels each
     assert windows_at_once("cuda", (96, 96, 96)) == 4
-
-
-def uneven(x: torch.Tensor) -> torch.Tensor:
-    """Stand for a network whose results depend on where in its window a voxel lies."""
-    ramp = torch.linspace(0, 1, x.shape[2], device=x.device).reshape(-1, *[1] * (x.dim() - 3))
-    return x[:, :3].sigmoid() * ramp
-
-
-@pytest.mark.parametrize("mode", ["constant", "gaussian"])
-@pytest.mark.parametrize("overlap", [0, 0.125, (0.5, 0.25, 0.75)], ids=str)
-@pytest.mark.parametrize("sw_batch_size", [1, 5, 100], ids=lambda size: f"batches of {size}")
-@pytest.mark.parametrize(
-    "spatial", [WINDOW, (24, 19, 11), (20, 9, 13), (5, 6, 7)], ids=["one", "many", "narrow", "smaller"]
-)
-def test_windows_of_a_batch_blended_at_once_give_what_monai_gives(
-    spatial: tuple[int, ...], sw_batch_size: int, overlap, mode: str
-) -> None:
-    x = image(*spatial)
-    expected = SlidingWindowInferer(WINDOW, sw_batch_size, overlap, mode)(x, uneven)
-    blended = BatchedWindowInferer(WINDOW, sw_batch_size, overlap, mode).blend(x[0], uneven)
-    torch.testing.assert_close(blended[None], expected, atol=1e-6, rtol=1e-6)
-
-
-def test_two_dimensions_and_a_side_of_the_whole_image_blend_as_monai_does() -> None:
-    x = image(20, 30)
-    expected = SlidingWindowInferer((8, -1), 3, 0.25)(x, uneven)
-    torch.testing.assert_close(BatchedWindowInferer((8, -1), 3, 0.25).blend(x[0], uneven)[None], expected)
-
-
-def test_windows_are_cut_in_channels_last() -> None:
-    probe = Probe()
-    BatchedWindowInferer(WINDOW, 4).blend(image(20, 20, 20)[0], probe)
-    assert probe.channels_last
-    assert probe.shape == (4, 4, *WINDOW)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_images_of_a_batch_blend_as_on_the_cpu_and_alike_in_every_run() -> None:
-    x = MetaTensor(torch.cat([image(40, 19, 21), 2 * image(40, 19, 21)]), meta={"case": "p1"})
-    inferer = BatchedWindowInferer(WINDOW, 16, 0.5, "gaussian")
-    expected = inferer(x, uneven)
-    runs = [inferer(x.cuda(), uneven) for _ in range(3)]
-    torch.testing.assert_close(runs[0].cpu().as_tensor(), expected.as_tensor())
-    assert runs[0].meta["case"] == "p1"
-    assert all(torch.equal(run, runs[0]) for run in runs)

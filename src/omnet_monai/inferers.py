@@ -8,23 +8,13 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from monai.data import MetaTensor, compute_importance_map, dense_patch_slices
-from monai.inferers import Inferer, SlidingWindowInferer
-from monai.utils import convert_to_dst_type, ensure_tuple_rep, fall_back_tuple
+from monai.inferers import Inferer
 from torch import nn
-from torch.nn.functional import pad
 from torch.nn.modules.dropout import _DropoutNd
 
 from omnet_monai.networks.folding import LAYOUTS, folded
 
-__all__ = [
-    "AutocastInferer",
-    "BatchedWindowInferer",
-    "MirroringInferer",
-    "default_device",
-    "has_bfloat16",
-    "windows_at_once",
-]
+__all__ = ["AutocastInferer", "MirroringInferer", "default_device", "has_bfloat16", "windows_at_once"]
 
 
 class AutocastInferer(Inferer):
@@ -69,73 +59,6 @@ class AutocastInferer(Inferer):
         windows = _Windows(network, self.skip_empty and inference)
         with torch.autocast(kind, torch.bfloat16, enabled=amp):
             return self.inferer(inputs, windows, *args, **kwargs)
-
-
-class BatchedWindowInferer(SlidingWindowInferer):
-    """
-    MONAI's sliding window, whose windows a GPU cuts and blends a batch at a time.
-
-    MONAI starts several kernels for each window: with small windows that takes a GPU longer than the network. A CPU
-    cuts and blends faster by slices, as MONAI does, so there the call is MONAI's. Results are the same either way, up
-    to rounding, and the same in every run.
-
-    Args:
-        roi_size: side of a window along each axis in voxels; where it is not positive, that of the image.
-        sw_batch_size: how many windows go through the network together.
-        overlap: share of a window that the next one covers, one for all axes or one each, in [0, 1).
-        mode: ``"constant"`` or ``"gaussian"`` weights of a window's voxels.
-    """
-
-    def __init__(
-        self,
-        roi_size: Sequence[int] | int,
-        sw_batch_size: int = 1,
-        overlap: Sequence[float] | float = 0.25,
-        mode: str = "constant",
-    ) -> None:
-        super().__init__(roi_size, sw_batch_size, overlap, mode)
-
-    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Return what ``network`` gives for ``inputs``, shape ``(B, C, *spatial)``, as float of their type."""
-        if inputs.device.type == "cpu":
-            return super().__call__(inputs, network, *args, **kwargs)
-        images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        results = torch.stack([self.blend(image, lambda x: network(x, *args, **kwargs)) for image in images])
-        return convert_to_dst_type(results, inputs)[0]
-
-    def blend(self, image: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Return the blended results for one image ``(C, *spatial)`` on its device."""
-        spatial = tuple(image.shape[1:])
-        roi = fall_back_tuple(self.roi_size, spatial)
-        missing = [max(side - given, 0) for side, given in zip(roi, spatial, strict=True)]
-        image = pad(image, [half for m in reversed(missing) for half in (m // 2, m - m // 2)])
-        windows, voxels = (index.to(image.device) for index in self._positions(tuple(image.shape[1:]), roi))
-        weights = compute_importance_map(roi, self.mode, self.sigma_scale, image.device, image.dtype).reshape(-1, 1)
-
-        # Rows of channels: a window's voxels are then cut in channels-last, and added up in one go. The last column
-        # adds up the weights. Unlike index_add_, index_put_ adds in the same order in every run.
-        rows, total = image.flatten(1).T.contiguous(), image.new_zeros(0)
-        for first in windows.split(self.sw_batch_size):
-            index = first[:, None] + voxels
-            scores = network(rows[index].movedim(2, 1).unflatten(2, roi)).flatten(2).movedim(1, 2)
-            weighted = torch.cat([scores * weights, weights.expand(len(first), -1, 1)], dim=2)
-            if not len(total):
-                total = image.new_zeros(len(rows), weighted.shape[2])
-            total.index_put_((index,), weighted, accumulate=True)
-        blended = (total[:, :-1] / total[:, -1:]).T.unflatten(1, image.shape[1:])
-        return blended[:, *(slice(m // 2, m // 2 + side) for m, side in zip(missing, spatial, strict=True))]
-
-    def _positions(self, size: tuple[int, ...], roi: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return where in a flat image the first voxel of each window lies, and where the others lie from there."""
-        overlap = ensure_tuple_rep(self.overlap, len(size))
-        steps = [
-            side if side == whole else max(1, int(side * (1 - share)))
-            for side, whole, share in zip(roi, size, overlap, strict=True)
-        ]
-        windows = [[side.start for side in window] for window in dense_patch_slices(size, roi, steps)]
-        voxels = torch.cartesian_prod(*map(torch.arange, roi)).reshape(-1, len(roi))
-        strides = torch.tensor([math.prod(size[axis + 1 :]) for axis in range(len(size))])
-        return torch.tensor(windows) @ strides, voxels @ strides
 
 
 class MirroringInferer(Inferer):

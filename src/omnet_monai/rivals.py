@@ -62,8 +62,7 @@ def own_paths(network: nn.Module, default: AutocastInferer) -> list[Rival]:
         ("+ folded", cast(sliding(), True, True, False)),
         ("+ empty windows left out", cast(sliding())),
         (f"+ overlap {window.overlap}", cast(sliding(overlap=window.overlap))),
-        (f"+ batches of {window.sw_batch_size}", cast(sliding(window.sw_batch_size, window.overlap))),
-        ("+ blended a batch at a time on a GPU: the default", default),
+        (f"+ batches of {window.sw_batch_size}: the default", default),
     ]
     return [Rival(name, network, run, name == "plain", True, place < 2) for place, (name, run) in enumerate(steps)]
 
