@@ -102,9 +102,9 @@ def _prepare(folder: Path, datalist: Path) -> None:
         _write_case(case, raw / "imagesTr", raw / "labelsTr")
     (raw / "dataset.json").write_text(json.dumps({**DESCRIPTION, "numTraining": len(cases)}), encoding="utf-8")
     plan = importlib.import_module("nnunetv2.experiment_planning.plan_and_preprocess_api")
-    plan.extract_fingerprints([1], num_processes=1)
+    plan.extract_fingerprints([1], num_processes=os.cpu_count())
     plan.plan_experiments([1])
-    plan.preprocess([1], configurations=("3d_fullres",), num_processes=[1])
+    plan.preprocess([1], configurations=("3d_fullres",), num_processes=[os.cpu_count()])
     folds = sorted({case["fold"] for case in cases if "fold" in case})
     names = [
         {

@@ -12,8 +12,8 @@ Precision and augmentation are each entrant's own. All are scored at thresholds 
 the bundle's defaults were chosen on cases that the folds hold out.
 
 FOLDER/race.md has the table, FOLDER/RUN/result.json every case. Interrupted, the same command goes on. Calls for single
-entrants or folds may share a FOLDER at the same time; a last call for all writes their table. Time is wall time on a GPU,
-and elsewhere what the process computed for each of its threads. nnU-Net needs "pip install nnunetv2".
+entrants or folds may share a FOLDER at the same time; a last call for all writes their table. Time is wall time on a
+GPU, and elsewhere what the process computed for each of its threads. nnU-Net needs "pip install nnunetv2".
 """
 
 from __future__ import annotations

@@ -87,3 +87,12 @@ def test_dropout_that_acts_goes_on_acting() -> None:
 def test_a_network_without_normalization_to_fold_is_itself() -> None:
     network = nn.Sequential(nn.Conv3d(1, 1, 1), nn.BatchNorm3d(1))
     assert folded(network) is network
+
+
+def test_what_folding_does_not_change_is_not_copied() -> None:
+    # The heads end in bare convolutions, whose biases pass on as they are where the type stays.
+    network = nn.Sequential(trained_network(), nn.Linear(2, 2), nn.BatchNorm1d(2))
+    copied = folded(network)
+    assert copied[1].weight is network[1].weight
+    assert copied[2].running_mean is network[2].running_mean
+    assert copied[1] is not network[1]

@@ -10,7 +10,7 @@ from monai.networks.blocks import Convolution
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 __all__ = ["LAYOUTS", "folded"]
 
@@ -30,25 +30,41 @@ def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
             them for each window; ``None`` for the type they have.
 
     Returns:
-        The copy, without the normalization and with weights in the channels-last memory format, not for training; the
-        network itself if it has nothing to fold.
+        The copy, without the normalization and with weights in the channels-last memory format, not for training; what
+        folding does not change, it shares with the network. The network itself if it has nothing to fold.
     """
     if not any(map(_folds, network.modules())):
         return network
-    # The copy shares the network's hooks: a copied one would tell a copied object.
-    hooks = [hooks for layer in network.modules() for hooks in (layer._forward_hooks, layer._forward_pre_hooks)]
-    network = copy.deepcopy(network, {id(shared): shared for shared in hooks})
+    network = _shallow_copy(network)
     blocks: list[Any] = [block for block in network.modules() if _folds(block)]
     for block in blocks:
-        block.conv = fuse_conv_bn_eval(block.conv.eval(), block.adn.N.eval(), block.is_transposed)
+        _take_over(block.conv, block.adn.N, block.is_transposed)
         del block.adn.N
     for layer in network.modules():
         if isinstance(layer, nn.ReLU):
             layer.inplace = True
         elif isinstance(layer, _ConvNd):
             weight = layer.weight.to(dtype=dtype, memory_format=LAYOUTS[layer.weight.dim()])
-            layer.to(dtype=dtype).weight = nn.Parameter(weight, requires_grad=False)
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+            layer.bias = None if layer.bias is None else nn.Parameter(layer.bias.to(dtype=dtype), requires_grad=False)
     return network
+
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    """Copy a tree of modules, but not its parameters, buffers and hooks, for which a deep copy takes tens of ms."""
+    twin = copy.copy(module)
+    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    twin._modules = {name: child if child is None else _shallow_copy(child) for name, child in module._modules.items()}
+    return twin
+
+
+def _take_over(conv: _ConvNd, norm: _BatchNorm, transposed: bool) -> None:
+    """Give a convolution new weights that do what the normalization after it does."""
+    mean: Any = norm.running_mean  # which MONAI's blocks always track
+    variance: Any = norm.running_var
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias, transposed
+    )
 
 
 def _folds(block: Any) -> bool:
