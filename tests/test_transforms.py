@@ -290,7 +290,7 @@ def test_labels_to_regions_and_back_is_the_same_label(scheme: str) -> None:
 
 
 def test_the_brain_crop_keeps_negative_intensities() -> None:
-    assert nonzero(torch.tensor([-1.5, 0, 2])).tolist() == [True, False, True]
+    assert nonzero(torch.tensor([[-1.5, 0, 0, 0], [-1.5, 0, 2, 0]])).tolist() == [[True, False, True, False]]
     image = torch.zeros(4, 9, 9, 9)
     image[1, 2, 3, 4] = -1.5
     image[2, 6, 5, 4] = 2
@@ -315,6 +315,29 @@ def test_the_label_map_is_that_of_the_probabilities_on_the_cases_grid() -> None:
     label = InvertToLabelsd("pred", transform=resample, orig_keys="image")(data)["pred"]
     assert (label.dtype, label.shape) == (torch.uint8, (1, 6, 5, 4))
     assert torch.equal(label, RegionsToLabelsd("pred")(inverted)["pred"])
+
+
+def test_without_resampling_the_label_map_is_the_same_and_one_channel_is_brought_back() -> None:
+    affine = torch.tensor([[0, -1.5, 0, 3], [1.0, 0, 0, 9], [0, 0, 2.0, 5], [0, 0, 0, 1]], dtype=torch.float64)
+    image = MetaTensor(torch.zeros(1, 6, 5, 4), affine=affine, meta={"original_affine": affine.numpy()})
+    image[:, 1:4, 2:5, 1:] = 1
+    chain = Compose([
+        Orientationd("image", axcodes="LPS", labels=None),
+        CropForegroundd("image", source_key="image", select_fn=nonzero, allow_smaller=True),
+        Spacingd("image", pixdim=(1.5, 1, 2)),
+    ])  # fmt: skip
+    data = chain({"image": image})
+    probs = torch.rand(3, *data["image"].shape[1:], generator=torch.Generator().manual_seed(0))
+    data["pred"] = MetaTensor(probs, meta=data["image"].meta)
+    seen: list[int] = []
+    back = chain.inverse
+    chain.inverse = lambda case: seen.append(len(case["image"])) or back(case)
+    inverted = Invertd("pred", transform=chain, orig_keys="image", nearest_interp=False)(data)
+    label = InvertToLabelsd("pred", transform=chain, orig_keys="image", scheme="brats2017")(data)["pred"]
+    assert torch.equal(label, RegionsToLabelsd("pred", scheme="brats2017")(inverted)["pred"])
+    assert (label.dtype, label.shape) == (torch.uint8, (1, 6, 5, 4))
+    assert label[:, 1:4, 2:5, 1:].any()
+    assert seen == [3, 1]
 
 
 def test_a_segmentation_is_saved_under_its_case_on_the_grid_of_the_files(tmp_path: Path) -> None:

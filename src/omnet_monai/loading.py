@@ -6,6 +6,8 @@ import logging
 import os
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +167,8 @@ def _check_list(case: str, files: dict[str, Path]) -> None:
 
 def _read_sequences(case: str, files: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
     """Read 3-D files that share a grid into float32 of shape ``(4, H, W, D)``, with the first one's affine."""
-    volumes = {sequence: read_file(case, file) for sequence, file in files.items()}
+    with ThreadPoolExecutor() as threads:  # which decompress at the same time
+        volumes = dict(zip(files, threads.map(partial(read_file, case), files.values()), strict=True))
     first, affine = next(iter(volumes.values()))
     image, shifts = np.zeros((len(SEQUENCES), *first.shape), dtype=np.float32), {}
     for sequence, (volume, own_affine) in volumes.items():

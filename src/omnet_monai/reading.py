@@ -41,7 +41,7 @@ def read_file(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise file_error(case, file, f"affine must be an invertible 4x4 matrix, got {affine.tolist()}")
     if array.dtype.kind not in "biuf":
         raise file_error(case, file, f"values must be real numbers, one per voxel, got {array.dtype}")
-    if not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         number = np.count_nonzero(~np.isfinite(array))
         raise file_error(case, file, f"values must be finite, got {number} NaN or infinite")
     if max(float(array.max()), -float(array.min())) > LARGEST:

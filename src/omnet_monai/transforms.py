@@ -9,14 +9,14 @@ from typing import Any
 import nibabel
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor, PathLike
-from monai.data import NibabelWriter
+from monai.data import MetaTensor, NibabelWriter
+from monai.data.utils import affine_to_spacing
 from monai.transforms import Invertd, InvertibleTransform, MapTransform
 
 from omnet_monai.cropping import RandCropByTaskd
 from omnet_monai.files import whole_file
 from omnet_monai.reading import UNREADABLE
 from omnet_monai.regions import (
-    BACKGROUND,
     REGIONS,
     classes_from_codes,
     classes_from_regions,
@@ -59,16 +59,18 @@ class MoveThresholdsd(MapTransform):
         super().__init__(keys)
         if len(thresholds) != len(REGIONS) or not all(0 < threshold < 1 for threshold in thresholds):
             raise ValueError(f"thresholds must hold one number in (0, 1) for {', '.join(REGIONS)}, got {thresholds}")
-        self.thresholds = torch.tensor(thresholds)
+        self.thresholds = tuple(thresholds)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each key's probabilities by moved ones."""
         result = dict(data)
         for key in self.key_iterator(result):
-            probs = result[key]
-            odds = (self.thresholds / (1 - self.thresholds)).reshape(-1, *[1] * (probs.ndim - 1)).to(probs)
-            against = (1 - probs).mul_(odds).add_(probs)  # in place: a volume is large
-            result[key] = probs / against
+            moved = result[key].clone()
+            for probs, threshold in zip(moved, self.thresholds, strict=True):
+                if threshold != 0.5:
+                    against = (1 - probs).mul_(threshold / (1 - threshold)).add_(probs)  # in place: a volume is large
+                    probs.div_(against)
+            result[key] = moved
         return result
 
 
@@ -98,7 +100,8 @@ class RegionsToLabelsd(MapTransform):
 class InvertToLabelsd(Invertd):
     """
     Bring region probabilities ``(3, *spatial)`` back to the grid their case came on, and fuse them there as
-    :class:`RegionsToLabelsd` does.
+    :class:`RegionsToLabelsd` does. Where nothing was resampled they are fused first, to the same label map, as one
+    channel is brought back faster.
 
     One transform, not two: MONAI Label scores unlabeled cases by the entropy of what its chain yields without
     ``Invertd``, which so is the probabilities.
@@ -115,10 +118,23 @@ class InvertToLabelsd(Invertd):
     ) -> None:
         super().__init__(keys, transform, orig_keys, nearest_interp=False)
         self.to_labels = RegionsToLabelsd(keys, scheme=scheme)
+        self.image_key = orig_keys
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each key's probabilities by a label map on the case's own grid."""
-        return self.to_labels(super().__call__(data))
+        if _resampled(data[self.image_key]):
+            return self.to_labels(super().__call__(data))
+        result = super().__call__(self.to_labels(data))
+        return result | {key: result[key].to(torch.uint8) for key in self.key_iterator(result)}
+
+
+def _resampled(image: MetaTensor) -> bool:
+    """Tell whether the voxels of a prepared image may be of another size than its file's, along whichever axis."""
+    original = image.meta.get("original_affine")
+    if original is None:
+        return True
+    before, after = (affine_to_spacing(affine).sort().values for affine in (torch.as_tensor(original), image.affine))
+    return not torch.allclose(before.double(), after.double(), rtol=1e-3)
 
 
 class LabelsToRegionsd(MapTransform):
@@ -194,8 +210,11 @@ def written_here(path: PathLike) -> bool:
 
 
 def nonzero(image: torch.Tensor) -> torch.Tensor:
-    """Mark what is not background: the ``select_fn`` of the brain crop, right for negative intensities too."""
-    return image != BACKGROUND
+    """
+    Mark voxels where any channel ``(C, *spatial)`` is not background, in a mask ``(1, *spatial)``: the ``select_fn`` of
+    the brain crop, right for negative intensities too.
+    """
+    return image.any(0, keepdim=True)
 
 
 def case_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
