@@ -11,9 +11,9 @@ ends with the time. The learning rate, and SegResNet's crop, are chosen on the f
 Precision and augmentation are each entrant's own. All are scored at thresholds of 0.5 and without post-processing:
 the bundle's defaults were chosen on cases that the folds hold out.
 
-FOLDER/race.md has the table, FOLDER/RUN/result.json every case. Interrupted, the same command goes on. Calls for single
-entrants or folds may share a FOLDER at the same time; a last call for all writes their table. Time is wall time on a
-GPU, and elsewhere what the process computed for each of its threads. nnU-Net needs "pip install nnunetv2".
+FOLDER/RUN/result.json has every case, FOLDER/race.md the table. Interrupted, the same command goes on. Calls for one
+entrant or, once settings are chosen, one fold may run side by side. Time is wall time on a GPU, and elsewhere what the
+process computed for each of its threads. nnU-Net needs "pip install nnunetv2".
 """
 
 from __future__ import annotations
@@ -90,7 +90,6 @@ def main(
             race.choose(name, places[0], trials)
         for fold in places:
             race.run(name, fold, race.choice(name))
-        race.write_table(names, places)
     print(race.write_table(names, places))
 
 
@@ -104,7 +103,6 @@ class Race:
         minutes: training time of each entrant.
         seed: of the training.
         overrides: ids of ``train.json`` to set.
-
     """
 
     def __init__(self, folder: Path, datalist: Path, minutes: float, seed: int, overrides: dict[str, Any]) -> None:
@@ -121,7 +119,7 @@ class Race:
 
     def choose(self, name: str, fold: int | None, trials: int) -> None:
         """Try an entrant's settings on a fold; that of the highest mean Dice of all regions and cases is its choice."""
-        if not _read(self._choice_file(name)):
+        if not self._choice_file(name).is_file():
             tried = range(min(trials, len(ENTRANTS[name].trials)))
             means = [float(np.mean(list(self.run(name, fold, trial)["dice"].values()))) for trial in tried]
             _write(self._choice_file(name), {"trial": int(np.argmax(means)), "minutes": self.minutes, "means": means})
@@ -193,7 +191,7 @@ class Race:
         return nnunet.race(self.folder / "nnunet", self.datalist, self._section(fold), fold, self.minutes, trial, out)
 
     def write_table(self, names: Sequence[str], places: Sequence[int | None]) -> str:
-        """Write the table of those entrants that have run everywhere, and return it."""
+        """Write the table of the entrants that have run on all folds, and return it."""
         rows = {name: [self.result(name, fold, self.choice(name)) for fold in places] for name in names}
         done = {name: runs for name, runs in rows.items() if all(runs)}
         text = _table(done) + f"\nMachine: {machine()}.\n"
