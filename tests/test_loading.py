@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from monai.data import CacheDataset, DataLoader, MetaTensor
 from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd, Invertd, Orientationd, SaveImage, Spacingd
 
-from omnet_monai import reading
+from omnet_monai import loading, reading
 from omnet_monai.datalist import read_cases, write_datalist
 from omnet_monai.finding import find_cases
 from omnet_monai.loading import LoadCased
@@ -587,3 +588,18 @@ def test_a_missing_sequence_is_zero_and_the_first_one_there_gives_the_grid(
     assert "case phantom_000: missing t1, t2, taken for 0 everywhere" in caplog.text
     with pytest.raises(ValueError, match="image must list t1, t1c, t2, flair, got 0 files"):
         LoadCased()({"image": [None] * 4})
+
+
+def test_the_files_of_a_case_are_read_at_the_same_time(
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(len(SEQUENCES), timeout=30)
+
+    def read_file(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
+        together.wait()  # breaks if one is read after the other
+        return reading.read_file(case, file)
+
+    case = save_list(tmp_path, arrays)
+    expected = LoadCased()(case)["image"]
+    monkeypatch.setattr(loading, "read_file", read_file)
+    assert torch.equal(LoadCased()(case)["image"], expected)
