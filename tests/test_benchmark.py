@@ -18,6 +18,7 @@ from omnet_monai import __version__, machine
 from omnet_monai.benchmark import benchmark
 from omnet_monai.demo import bundle_root, inference_config
 from omnet_monai.files import sha256
+from omnet_monai.finding import find_cases
 from omnet_monai.inferers import AutocastInferer
 from omnet_monai.machine import convolution_seconds, machine_rates
 from omnet_monai.networks import OMNet
@@ -181,6 +182,17 @@ def test_float32_is_close_to_float64(measured: Path) -> None:
     (exact,) = json.loads((measured / "benchmark.json").read_text())["exactness"].values()
     assert 0 < exact["largest"] < 1e-3
     assert min(exact["dice"]) > 0.999
+
+
+@torch.inference_mode()
+def test_float64_runs_on_the_same_windows(phantoms: Path, tmp_path: Path) -> None:
+    # A window without brain counts as background, whatever the network would make of zeros: here one half.
+    parser = inference_config(bundle_root(), {"output_dir": str(tmp_path)})
+    volume = Volume(find_cases(phantoms)[0][0], parser, torch.device("cpu"))
+    volume.image[:, :, :16, :16, :8] = 0
+    network = OMNet(class_counts=(4, 4, 2), features=(2, 2, 2, 2)).eval()
+    inferer = AutocastInferer(SlidingWindowInferer((16, 16, 8), 4, 0), amp=False)
+    assert volume.exactness(inferer, network)["largest"] < 1e-5
 
 
 def test_a_picture_is_drawn_where_there_are_labels(measured: Path) -> None:

@@ -98,8 +98,9 @@ class Volume:
         Returns:
             ``largest``: largest difference of a probability; ``dice`` of WT, TC and ET between the two label maps.
         """
-        exact = copy.deepcopy(network).double()
-        probs, reference = inferer(self.image, network), inferer.inferer(self.image.double(), exact)
+        exact = AutocastInferer(inferer.inferer, amp=False, fold=False, skip_empty=inferer.skip_empty)
+        probs = inferer(self.image, network)
+        reference = exact(self.image.double(), copy.deepcopy(network).double())
         masks, others = (regions_from_classes(self._refine(result[0].float())["pred"]) for result in (probs, reference))
         return {"largest": float((probs - reference).abs().max()), "dice": self.dice(masks, others)}
 
