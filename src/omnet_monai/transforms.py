@@ -122,15 +122,15 @@ class InvertToLabelsd(Invertd):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each key's probabilities by a label map on the case's own grid."""
-        if _resampled(data[self.image_key]):
+        if _may_be_resampled(data.get(self.image_key)):
             return self.to_labels(super().__call__(data))
         result = super().__call__(self.to_labels(data))
         return result | {key: result[key].to(torch.uint8) for key in self.key_iterator(result)}
 
 
-def _resampled(image: MetaTensor) -> bool:
-    """Tell whether the voxels of a prepared image may be of another size than its file's, along whichever axis."""
-    original = image.meta.get("original_affine")
+def _may_be_resampled(image: Any) -> bool:
+    """Tell whether voxels of a prepared image are of another size than its file's along any axis, or nobody knows."""
+    original = image.meta.get("original_affine") if isinstance(image, MetaTensor) else None
     if original is None:
         return True
     before, after = (affine_to_spacing(affine).sort().values for affine in (torch.as_tensor(original), image.affine))
