@@ -2,7 +2,7 @@
 Set up omnet-monai in .venv beside this file, then run it. Needs Python 3.11 or later, nothing else.
 
   python3 quickstart.py                 train on generated cases, segment, score; results in quickstart/
-  python3 quickstart.py test [ARGS]     run the tests; ARGS go to pytest
+  python3 quickstart.py test [ARGS]     run the tests, up to four at a time; ARGS go to pytest
   python3 quickstart.py setup           install what development needs, and stop
 
 The first run installs the versions in constraints.txt with pip, later ones start at once. On Linux, pip's default torch
@@ -23,6 +23,8 @@ VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")))
 STAMP = os.path.join(VENV, "installed.txt")
 DEVELOPMENT = "[test,dev]"
+# One process for each core, each of about 1 GB.
+BESIDE_EACH_OTHER = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
 START = time.monotonic()
 
 
@@ -99,7 +101,7 @@ def main(arguments: list) -> int:
         return 0
     if rest[:1] == ["--"]:
         rest = rest[1:]
-    command = ["pytest", *rest] if verb == "test" else ["omnet_monai", "demo", "quickstart"]
+    command = ["pytest", *BESIDE_EACH_OTHER, *rest] if verb == "test" else ["omnet_monai", "demo", "quickstart"]
     say(4, "Running python -m " + " ".join(command))
     return subprocess.run([PYTHON, "-m", *command], cwd=ROOT).returncode
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 # The configs take a GPU where there is one; bits and label maps are compared here, which wants one kind of arithmetic.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Tests run beside each other, or start processes that do: threads would wait for each other's cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_python
 
 from omnet_monai import demo as demo_module
 from omnet_monai.demo import bundle_root, demo
@@ -36,8 +35,7 @@ def test_a_folder_without_configs_is_no_bundle(tmp_path: Path) -> None:
 
 
 def test_the_users_mistake_is_one_line_on_stderr_and_exit_status_1(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "omnet_monai", "datalist", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = run_python(["omnet_monai", "datalist", str(tmp_path)], tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -46,8 +44,7 @@ def test_the_users_mistake_is_one_line_on_stderr_and_exit_status_1(tmp_path: Pat
 
 
 def test_the_phantom_verb_writes_cases_and_their_datalist(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "omnet_monai", "phantom", str(tmp_path), "--cases", "2", "--size", "32,32,24"]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = run_python(["omnet_monai", "phantom", ".", "--cases", "2", "--size", "32,32,24"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "datalist.json").is_file()
     assert (tmp_path / "phantom_001" / "phantom_001_flair.nii.gz").is_file()

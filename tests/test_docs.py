@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from monai.utils import optional_import
+from processes import run_python
 
 ROOT = Path(__file__).parents[1]
 TINY_TRAINING = (
@@ -44,11 +42,9 @@ def bundle(phantoms: Path, lesion_patches: Path, tmp_path_factory: pytest.TempPa
 
 
 def execute(command: str, folder: Path) -> None:
-    words = shlex.split(command)
-    words = [sys.executable, "-m", "torch.distributed.run", *words[1:]] if words[0] == "torchrun" else words
-    words = [sys.executable, *words[1:]] if words[0] == "python" else words
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    program, *words = shlex.split(command)
+    assert program == "torchrun" or (program == "python" and words.pop(0) == "-m"), command
+    done = run_python(["torch.distributed.run", *words] if program == "torchrun" else words, folder)
     assert done.returncode == 0, f"{command}\n{done.stderr[-1500:]}"
 
 
@@ -86,15 +82,8 @@ def test_every_command_of_the_page_on_segmenting_runs(small_bundle: Path, phanto
     names = {"CASE_T1C": files[1], "CASE_T1": files[0], "CASE_T2": files[2], "CASE_FLAIR": files[3]}
     names["FOUR_CHANNELS"] = tmp_path / "stacked.nii.gz"
     for command in commands(ROOT / "bundle" / "docs" / "segment.md"):
-        words = [str(names.get(word, word)) for word in shlex.split(command)[1:]]
-        done = subprocess.run(
-            [sys.executable, *words, "--bundle", str(small_bundle)],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        words = [str(names.get(word, word)) for word in shlex.split(command)]
+        execute(shlex.join([*words, "--bundle", str(small_bundle)]), tmp_path)
     for output in ("segmented", "loose", "stacked"):
         assert len(list((tmp_path / output).glob("*_seg.nii.gz"))) == 1, output
 

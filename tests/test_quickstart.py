@@ -58,7 +58,7 @@ def test_torch_is_installed_first_and_alone_and_the_rest_is_constrained(
     installs = [command for command in commands if "install" in command]
     assert [command[-1].partition("==")[0] for command in installs] == ["torch", ".[test,dev]"]
     assert installs[1][-4:-2] == ["-c", "constraints.txt"]
-    assert commands[-1][1:] == ["-m", "pytest", "-k", "losses"]
+    assert commands[-1][1:] == ["-m", "pytest", *quickstart.BESIDE_EACH_OTHER, "-k", "losses"]
 
 
 def test_an_installation_that_stops_leaves_no_stamp_and_its_status(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from processes import run_python
 
 from omnet_monai.datalist import read_cases
 from omnet_monai.metrics import IN_UNITS
@@ -139,7 +138,7 @@ def test_one_bad_case_is_marked_the_rest_is_scored_and_the_exit_status_tells(
     (predictions / f"{bad}_seg.nii.gz").unlink()
     datalist = str(phantoms / "datalist.json")
     words = ["score", str(predictions), datalist, "--section", "training", "--output", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-m", "omnet_monai", *words], capture_output=True, text=True)
+    done = run_python(["omnet_monai", *words], tmp_path)
     assert done.returncode == 1
     assert f"cases not scored, see {tmp_path / 'out' / 'scores.csv'}: {bad}" in done.stderr.splitlines()[-1]
     assert f"not scored: case {bad}: {predictions} must hold one prediction" in done.stdout

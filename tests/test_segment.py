@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from itertools import permutations, product
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, SpatialCrop
+from processes import run_python
 
 from omnet_monai import __main__ as command_line
 from omnet_monai import segmentation
@@ -424,11 +424,8 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
     copy_case(phantoms, tmp_path / "2023")
     (tmp_path / "2023" / "phantom_000" / "phantom_000_t2.nii.gz").write_bytes(b"")
     copy_case(phantoms, tmp_path / "a,b", 1)
-    words = [sys.executable, "-m", "omnet_monai", "segment", "2023", "a,b", "--output", "out put"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*words, "--bundle", str(small_bundle)], cwd=tmp_path, capture_output=True, text=True, env=environment
-    )
+    words = ["omnet_monai", "segment", "2023", "a,b", "--output", "out put"]
+    done = run_python([*words, "--bundle", str(small_bundle)], tmp_path)
     assert done.returncode == 1
     assert done.stderr == f"error: 1 of 2 cases failed, see {tmp_path / 'out put' / 'index.html'}\n"
     first, second = done.stdout.splitlines()[1:3]
@@ -518,14 +515,8 @@ def test_two_processes_share_the_cases_and_leave_one_table(
     for number in range(3):
         copy_case(phantoms, tmp_path / "cases", number)
     (tmp_path / "cases" / "phantom_001" / "phantom_001_t1.nii.gz").write_bytes(b"torn")
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "omnet_monai", "segment"]
-    done = subprocess.run(
-        [sys.executable, *words, "cases", "--output", "out", "--bundle", str(small_bundle)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    words = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "omnet_monai", "segment"]
+    done = run_python([*words, "cases", "--output", "out", "--bundle", str(small_bundle)], tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("error: 1 of 3 cases failed") == 1
     rows = read_table(tmp_path / "out")

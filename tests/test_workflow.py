@@ -9,8 +9,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, run
 from monai.data import MetaTensor
+from processes import run_python, start_python
 
 from omnet_monai.datalist import read_cases, read_images
 from omnet_monai.networks import OMNet
@@ -64,7 +63,7 @@ def where(folder: Path, phantoms: Path) -> dict[str, Any]:
 def command(folder: Path, phantoms: Path, files: list[str], **overrides: Any) -> list[str]:
     settings = {**where(folder, phantoms), **TINY, **overrides}
     flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    return ["-m", "monai.bundle", "run", "--config_file", str(files), *flags]
+    return ["monai.bundle", "run", "--config_file", str(files), *flags]
 
 
 @pytest.fixture(scope="module")
@@ -422,34 +421,29 @@ def _compare_killed_with_uninterrupted(workers: int, kills: int, phantoms: Path,
     length: dict[str, Any] = {"train#trainer#max_epochs": 12, "num_workers": workers, "steps_per_epoch": 3}
     length |= {"logging_file": str(BUNDLE / "configs" / "logging.conf")}  # which shows where a run is taken up
 
-    def start(name: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen:
-        words = command(folder / name, phantoms, config("train.json"), **length)
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", *words],
-            env=_one_thread(),
-            stdout=stdout,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            text=True,
-        )
+    def words(name: str) -> list[str]:
+        return command(folder / name, phantoms, config("train.json"), **length)
 
     began = time.monotonic()
-    assert start("whole").wait() == 0
+    assert run_python(words("whole"), folder).returncode == 0
     span = time.monotonic() - began
     draw, done = random.Random(workers), 0
     while done < kills:
         name = f"killed{done}"
-        process, moment = start(name), draw.uniform(0.3, 1) * span  # before that, Python is still importing
-        time.sleep(moment)
-        interrupted = process.poll() is None
+        process, moment = (
+            start_python(words(name), folder, Path(os.devnull), Path(os.devnull)),
+            draw.uniform(0.1, 1) * span,
+        )
+        process.join(moment)
+        interrupted = process.exitcode is None
         if interrupted:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.join()
             checkpoint = folder / name / "run" / "checkpoint.pt"
             epoch = torch.load(checkpoint, weights_only=True)["epoch"] if checkpoint.exists() else 0
-            again = start(name, subprocess.PIPE)
-            log, _ = again.communicate()
-            assert again.returncode == 0
+            again = run_python(words(name), folder)
+            log = again.stdout + again.stderr
+            assert again.returncode == 0, log
             assert (f"Resuming after epoch {epoch} of 12" in log) == (0 < epoch < 12)
             for file in ("model.pt", "run/checkpoint.pt"):
                 expected, got = (torch.load(folder / n / file, weights_only=True) for n in ("whole", name))
@@ -473,10 +467,6 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
     return len(a) == len(b) and all(map(_equal, a, b)) if isinstance(a, (list, tuple)) else a == b
-
-
-def _one_thread() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def test_the_input_has_as_many_channels_as_there_are_sequences() -> None:
