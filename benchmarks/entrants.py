@@ -8,7 +8,7 @@ from typing import Any
 
 from omnet_monai.variants import NETWORKS, VARIANTS
 
-SEGRESNET = str(Path(__file__).resolve().with_name("segresnet.json"))
+SEGRESNET, TIMED = (str(Path(__file__).resolve().with_name(name)) for name in ("segresnet.json", "timed.json"))
 
 
 @dataclass(frozen=True)
@@ -21,22 +21,21 @@ class Entrant:
         trials: settings to choose from, those it was published with first.
         networks: override files that each of its networks is trained with.
         scoring: override files of its evaluation.
-        stages: how long an epoch takes in the mean, in epochs of all tasks.
+        warmup: share of the time in which its learning rate rises.
     """
 
     title: str
     trials: tuple[dict[str, Any], ...]
     networks: tuple[tuple[str, ...], ...] = ((),)
     scoring: tuple[str, ...] = ()
-    stages: float = 1.0
+    warmup: float = 0.0
 
 
 RATES = ({}, {"learning_rate": 0.0005}, {"learning_rate": 0.002})
 
 ENTRANTS = {
-    # The curriculum trains one of three tasks in the first tenth of the epochs, and two in the second.
-    "omnet": Entrant("OM-Net+CGA", RATES, stages=0.9),
-    "mc3": Entrant("MC3", RATES, tuple(NETWORKS[name] for name in VARIANTS["mc3"].networks), VARIANTS["mc3"].files),
+    "omnet": Entrant("OM-Net+CGA", RATES, warmup=1 / 70),
+    "mc3": Entrant("MC3", RATES, tuple(NETWORKS[n] for n in VARIANTS["mc3"].networks), VARIANTS["mc3"].files, 1 / 70),
     "segresnet": Entrant(
         "SegResNet",
         (

@@ -49,10 +49,10 @@ def race(
     out: Path,
 ) -> tuple[int, float]:
     """
-    Train the plan "3d_fullres" for a given time, its schedule ending with it, and score what it predicts, mirrored.
+    Train the plan "3d_fullres" for a given time, and score what it predicts, mirrored.
 
-    Every iteration is an epoch of nnU-Net's schedule, and none is spent on validation. An interrupted training begins
-    anew.
+    The learning rate falls through nnU-Net's own epochs as time passes, and none of it is spent on validation. An
+    interrupted training begins anew.
 
     Args:
         folder: for the cases in nnU-Net's layout, shared by all trainings on a data list.
@@ -64,7 +64,7 @@ def race(
         out: for results; label maps and scores go to its folder ``scored``.
 
     Returns:
-        Iterations that it was trained for, and how many seconds they took.
+        Steps that it was trained for, and how many seconds they took.
     """
     os.environ.update(
         nnUNet_raw=str(folder / "raw"), nnUNet_preprocessed=str(folder / "ready"), nnUNet_results=str(out)
@@ -76,19 +76,14 @@ def race(
     trainer = _trainer(fold, settings)
     trainer.initialize()
     trainer.on_train_start()
-    _train(trainer, 1)  # prepares what later ones find ready
-    timed = 10 if torch.cuda.is_available() else 2
-    iterations = max(1, round(60 * minutes / (_train(trainer, timed) / timed)))
-    _stop_workers(trainer)
-    trainer = _trainer(fold, {**settings, "num_epochs": iterations})
-    trainer.initialize()
-    trainer.on_train_start()
-    seconds = _train(trainer, iterations)
-    _stop_workers(trainer)
+    steps, seconds = _train(trainer, 60 * minutes)
+    for loader in (trainer.dataloader_train, trainer.dataloader_val):
+        if hasattr(loader, "_finish"):
+            loader._finish()
     cases = read_scored_cases(datalist, section, fold)
     _predict(trainer, cases, out)
     score(str(out / "scored"), str(datalist), section, fold)
-    return iterations, seconds
+    return steps, seconds
 
 
 def _prepare(folder: Path, datalist: Path) -> None:
@@ -140,21 +135,17 @@ def _trainer(fold: int | None, settings: dict[str, Any]) -> Any:
     return trainer
 
 
-def _train(trainer: Any, iterations: int) -> float:
-    """Train, each iteration an epoch of the schedule; return the seconds, as a budget counts them."""
+def _train(trainer: Any, seconds: float) -> tuple[int, float]:
+    """Train for so many seconds, as a budget counts them; return the steps, and the seconds they took."""
     bfloat16 = trainer.device.type == "cpu" and has_bfloat16("cpu")  # nnU-Net casts on a GPU by itself
-    start = clock()
-    for trainer.current_epoch in range(iterations):
+    start, steps, passed = clock(), 0, 0.0
+    while passed < seconds:
+        trainer.current_epoch = int(trainer.num_epochs * passed / seconds)
         trainer.on_train_epoch_start()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             trainer.train_step(next(trainer.dataloader_train))
-    return clock() - start
-
-
-def _stop_workers(trainer: Any) -> None:
-    for loader in (trainer.dataloader_train, trainer.dataloader_val):
-        if hasattr(loader, "_finish"):
-            loader._finish()
+        steps, passed = steps + 1, clock() - start
+    return steps, passed
 
 
 def _predict(trainer: Any, cases: list[dict[str, Any]], out: Path) -> None:

@@ -6,7 +6,7 @@ Race OM-Net against the networks that people use today: same cases, same trainin
 
 The first call trains every entrant without one fold at a time and scores it there; the second trains on the whole
 section "training" and scores "test". Each entrant keeps its published network, loss and optimizer, and its schedule
-ends with the time. The learning rate, and SegResNet's crop, are chosen on the first fold, by as many trials for each
+follows the time. The learning rate, and SegResNet's crop, are chosen on the first fold, by as many trials for each
 (see entrants.py); a call without folds takes the choice that was made in the same FOLDER, or else the first trial.
 Precision and augmentation are each entrant's own. All are scored at thresholds of 0.5 and without post-processing:
 the bundle's defaults were chosen on cases that the folds hold out.
@@ -27,7 +27,7 @@ import fire
 import nnunet
 import numpy as np
 import torch
-from entrants import ENTRANTS, SEGRESNET, Entrant
+from entrants import ENTRANTS, SEGRESNET, TIMED, Entrant
 from monai.bundle import run
 
 from omnet_monai import __version__
@@ -39,6 +39,9 @@ from omnet_monai.files import require_same, sha256, whole_file
 from omnet_monai.regions import REGIONS
 from omnet_monai.results import read_dice
 from omnet_monai.summary import paired_differences
+
+EPOCHS = 50
+"""Shares of the time between two checkpoints."""
 
 UNREFINED: dict[str, Any] = {
     "thresholds": [0.5, 0.5, 0.5],
@@ -108,7 +111,7 @@ class Race:
     def __init__(self, folder: Path, datalist: Path, minutes: float, seed: int, overrides: dict[str, Any]) -> None:
         self.folder, self.datalist, self.minutes, self.seed, self.overrides = folder, datalist, minutes, seed, overrides
         self.root = bundle_root("")
-        configs = sha256(*sorted((self.root / "configs").glob("*.json")), SEGRESNET)
+        configs = sha256(*sorted((self.root / "configs").glob("*.json")), SEGRESNET, TIMED)
         settings = {"version": __version__, "datalist_sha256": sha256(datalist), "configs_sha256": configs}
         self.settings = {**settings, "overrides": overrides}
 
@@ -134,9 +137,9 @@ class Race:
         if not self.result(name, fold, trial):
             print(f"\n=== {out.name}", flush=True)
             race = self.run_nnunet if name == "nnunet" else self.run_bundle
-            epochs, seconds = race(ENTRANTS[name], fold, ENTRANTS[name].trials[trial], out)
+            steps, seconds = race(ENTRANTS[name], fold, ENTRANTS[name].trials[trial], out)
             dice = read_dice(out / "scored" / "scores.csv")
-            result = {"epochs": epochs, "minutes": seconds / 60, "dice": dice, "machine": machine()}
+            result = {"steps": steps, "minutes": seconds / 60, "dice": dice, "machine": machine()}
             _write(out / "result.json", {**result, "settings": self.settings})
         return self.result(name, fold, trial)
 
@@ -154,7 +157,7 @@ class Race:
         return result
 
     def run_bundle(self, entrant: Entrant, fold: int | None, trial: dict[str, Any], out: Path) -> tuple[int, float]:
-        """Train by the bundle's configs for as many epochs as fit into the time, and score."""
+        """Train by the bundle's configs, each of the entrant's networks for an equal share of the time, and score."""
         settings = {
             "bundle_root": str(self.root),
             "meta_file": str(self.root / "configs" / "metadata.json"),
@@ -166,28 +169,21 @@ class Race:
             **trial,
             **self.overrides,
         }
-        seconds, weights = 0.0, []
+        budget = {"seconds": 60 * self.minutes / len(entrant.networks), "warmup": entrant.warmup}
+        steps, seconds, weights = 0, 0.0, []
         for number, files in enumerate(entrant.networks):
-            config, network = self._configs("train.json", *files), out / f"network{number}"
-            epoch = self.pace(out / f"pace{number}", config, settings) * entrant.stages
-            epochs = max(1, round(60 * self.minutes / len(entrant.networks) / epoch))
-            seconds += train_once(network, epochs, config, settings)
+            network = out / f"network{number}"
+            seconds += train_once(network, EPOCHS, self._configs("train.json", *files, TIMED), settings | budget)
+            state = torch.load(network / "run" / "checkpoint.pt", map_location="cpu", weights_only=True)
+            steps += state["lr_scheduler"]["last_epoch"]
             weights.append(str(network / "model.pt"))
         settings |= {"checkpoint_path": weights if len(weights) > 1 else weights[0], "output_dir": str(out / "scored")}
         settings |= {"datalist_key": self._section(fold), **UNREFINED}
         run(config_file=self._configs("train.json", *entrant.scoring, "evaluate.json"), **settings)
-        return epochs, seconds
-
-    def pace(self, out: Path, config: list[str], settings: dict[str, Any]) -> float:
-        """Return the seconds of an epoch of all tasks. A GPU's first one finds its algorithms, and is not timed."""
-        epochs = 2
-        if torch.cuda.is_available():
-            train_once(out / "first", 1, config, settings)
-            epochs = 3
-        return train_once(out / "timed", epochs, config, settings) / epochs
+        return steps, seconds
 
     def run_nnunet(self, entrant: Entrant, fold: int | None, trial: dict[str, Any], out: Path) -> tuple[int, float]:
-        """Train nnU-Net for as many epochs as fit into the time, and score what it predicts."""
+        """Train nnU-Net for the time, and score what it predicts."""
         return nnunet.race(self.folder / "nnunet", self.datalist, self._section(fold), fold, self.minutes, trial, out)
 
     def write_table(self, names: Sequence[str], places: Sequence[int | None]) -> str:
@@ -229,7 +225,7 @@ def _table(done: dict[str, list[dict[str, Any]]]) -> str:
     cases = sorted(next(iter(dice.values()), {}))
     titles = [ENTRANTS[name].title for name in done]
     lines = [
-        f"| entrant | epochs | minutes | Dice {'/'.join(REGIONS)} | mean | difference to {titles[0]} | its error |",
+        f"| entrant | steps | minutes | Dice {'/'.join(REGIONS)} | mean | difference to {titles[0]} | its error |",
         "|---|---|---|---|---|---|---|",
     ]
     scores = {name: np.array([dice[name][case] for case in cases]) for name in done}
@@ -237,8 +233,8 @@ def _table(done: dict[str, list[dict[str, Any]]]) -> str:
     for (name, runs), title in zip(done.items(), titles, strict=True):
         paired = paired_differences(scores[name].mean(1, keepdims=True), first.mean(1, keepdims=True))
         versus = ("-", "-") if scores[name] is first else (f"{paired.mean[0]:+.3f}", f"{paired.error[0]:.3f}")
-        epochs, minutes = (np.mean([run[key] for run in runs]) for key in ("epochs", "minutes"))
-        cells = [title, f"{epochs:.0f}", f"{minutes:.1f}", _triple(scores[name].mean(0)), f"{scores[name].mean():.3f}"]
+        steps, minutes = (np.mean([run[key] for run in runs]) for key in ("steps", "minutes"))
+        cells = [title, f"{steps:.0f}", f"{minutes:.1f}", _triple(scores[name].mean(0)), f"{scores[name].mean():.3f}"]
         lines.append(f"| {' | '.join([*cells, *versus])} |")
     lines += ["", f"| case, Dice {'/'.join(REGIONS)} | {' | '.join(titles)} |", f"|---{'|---' * len(titles)}|"]
     lines += [f"| {case} | {' | '.join(_triple(dice[name][case]) for name in done)} |" for case in cases]

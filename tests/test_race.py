@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-TINY: dict[str, Any] = {"network_def#features": [2, 2, 4, 4], "patch_size": [24, 16, 16], "steps_per_epoch": 1}
-SMALL: dict[str, Any] = {"network_def#init_filters": 8, "crop_size": [16, 16, 16], "steps_per_epoch": 1}
+TINY: dict[str, Any] = {"network_def#features": [2, 2, 4, 4], "patch_size": [24, 16, 16]}
+SMALL: dict[str, Any] = {"network_def#init_filters": 8, "crop_size": [16, 16, 16]}
 
 
 @pytest.fixture
@@ -39,6 +40,9 @@ def test_every_entrant_trains_as_long_and_the_better_trial_races(
     arguments = {"minutes": 0.005, "folds": 1, "trials": 2, "entrants": ("omnet", "segresnet")}
     race.main(str(tmp_path), str(phantoms / "datalist.json"), **arguments)
     results = {file.parent.name: json.loads(file.read_text()) for file in tmp_path.glob("*/result.json")}
+    for result in results.values():
+        assert result["steps"] >= 1
+        assert result["minutes"] >= 0.005
     assert set(results) == {
         f"{name}-fold1-0.005min-trial{trial}-seed0"
         for name, trial in (("omnet", 0), ("segresnet", 0), ("segresnet", 1))
@@ -65,17 +69,17 @@ def test_every_entrant_trains_as_long_and_the_better_trial_races(
         race.main(str(tmp_path), str(tmp_path / "other.json"), **arguments)
 
 
-def test_epochs_fill_the_time_that_the_networks_share(
+def test_the_networks_of_a_cascade_share_the_time(
     race: ModuleType, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # An epoch of two takes 4 s: 2 s each. Of 1 minute each of three networks has 20 s: 10 epochs. The curriculum's
-    # epochs take 0.9 of that: 60 / 1.8.
-    trained: list[tuple[str, int]] = []
+    trained: list[tuple[str, float, float]] = []
     scored: list[dict[str, Any]] = []
 
     def train_once(folder: Path, epochs: int, config_file: Any, settings: Any) -> float:
-        trained.append((folder.name, epochs))
-        return 2.0 * epochs
+        trained.append((folder.name, settings["seconds"], settings["warmup"]))
+        (folder / "run").mkdir(parents=True)
+        torch.save({"lr_scheduler": {"last_epoch": 7}}, folder / "run" / "checkpoint.pt")
+        return 21.0
 
     def run(output_dir: str, **settings: Any) -> None:
         Path(output_dir).mkdir(parents=True)
@@ -86,13 +90,14 @@ def test_epochs_fill_the_time_that_the_networks_share(
     monkeypatch.setattr(race, "read_dice", lambda path: {"a": [0.5, 0.5, 0.5]})
     race.main(str(tmp_path), str(phantoms / "datalist.json"), minutes=1, entrants=["omnet", "mc3"])
     assert scored == [race.UNREFINED] * 2  # without what was chosen on the cases of the folds
-    assert {pair for pair in trained if not pair[0].startswith("network")} == {("timed", 2)}
-    assert [pair for pair in trained if pair[0].startswith("network")] == [
-        ("network0", 33),
-        ("network0", 10),
-        ("network1", 10),
-        ("network2", 10),
+    assert trained == [
+        ("network0", 60, 1 / 70),
+        ("network0", 20, 1 / 70),
+        ("network1", 20, 1 / 70),
+        ("network2", 20, 1 / 70),
     ]
+    rows = [line.split(" | ") for line in (tmp_path / "race.md").read_text().splitlines()[2:4]]
+    assert [row[:3] for row in rows] == [["| OM-Net+CGA", "7", "0.3"], ["| MC3", "21", "1.1"]]  # minutes: 0.35, 1.05
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,67 @@
-"""Train by a bundle's configs unless that is done, and know how long it took."""
+"""Train by a bundle's configs for given epochs or a given time, unless that is done, and know how long it took."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, run
 
 from omnet_monai.files import whole_file
+from omnet_monai.sampling import EpochDataset
 
-__all__ = ["clock", "train_once"]
+__all__ = ["TimeBudget", "clock", "train_once"]
+
+
+class TimeBudget:
+    """
+    Let a training take a given time: each of its epochs an equal share of it, in as many steps as come to their end by
+    then. The learning rate follows a cosine down to 0 as time passes, whatever the pace.
+
+    Args:
+        seconds: time of the training, by :func:`clock`. A resumed one has what its finished epochs left.
+        epochs: the trainer's epochs, of more steps than fit into their time.
+        dataset: the dataset of the trainer's loader.
+        warmup: share of the time in which the learning rate rises from 0.
+    """
+
+    def __init__(self, seconds: float, epochs: int, dataset: EpochDataset, warmup: float = 0.0) -> None:
+        self.seconds, self.epochs, self.dataset, self.warmup = seconds, epochs, dataset, warmup
+        self.began = clock()
+
+    def rate(self, step: int = 0) -> float:
+        """Return the share of the full learning rate at this moment: what a ``LambdaLR`` is given."""
+        passed = min(self.passed(), 1.0)
+        if passed < self.warmup:
+            return passed / self.warmup
+        return 0.5 + 0.5 * math.cos(math.pi * (passed - self.warmup) / (1 - self.warmup))
+
+    def passed(self) -> float:
+        """Return the share of the time that has passed."""
+        return (clock() - self.began) / self.seconds
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.end_epoch)
+
+    def start(self, engine: Engine) -> None:
+        """Begin to count, as if each finished epoch had taken its share."""
+        self.began = clock() - self.seconds * engine.state.epoch / self.epochs
+
+    def end_epoch(self, engine: Engine) -> None:
+        """End the epoch once its time is over, and with it those whose time a long step has taken too."""
+        over = int(self.epochs * min(self.passed(), 1.0))
+        if over >= engine.state.epoch:
+            engine.state.epoch = over
+            self.dataset.epoch = over + 1  # ignite makes the next iterator, and with it the workers, before this epoch
+            engine.terminate_epoch()
 
 
 def train_once(folder: Path, epochs: int, config_file: Sequence[str], settings: dict[str, Any]) -> float:
