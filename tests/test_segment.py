@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import weakref
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, SpatialCrop
 from processes import run_python
@@ -87,6 +89,30 @@ def test_a_case_becomes_a_label_map_on_its_own_grid_and_a_row(segmented: Path, p
     labels, voxel = np.asarray(label.dataobj), float(np.prod(label.header.get_zooms())) / 1000
     assert float(row["ml_WT"]) == pytest.approx((labels > 0).sum() * voxel, abs=1e-4)
     assert float(row["ml_edema"]) == pytest.approx((labels == 2).sum() * voxel, abs=1e-4)
+
+
+def test_a_case_that_is_done_lies_no_longer_in_memory_while_the_next_one_is_read(
+    phantoms: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        copy_case(phantoms, tmp_path / "cases", number)
+    volumes: list[weakref.ref] = []
+    left: list[list[str]] = []
+    finish, read = segmentation.RecordHandler.finish, segmentation.RecordedCases.read
+
+    def finish_case(self: Any, engine: Engine) -> None:
+        volumes.extend(weakref.ref(value) for value in engine.state.output[0].values() if torch.is_tensor(value))
+        finish(self, engine)
+
+    def read_next(self: Any, case: dict[str, Any]) -> dict[str, Any]:
+        left.append([volume for volume in volumes if volume() is not None])
+        return read(self, case)
+
+    monkeypatch.setattr(segmentation.RecordHandler, "finish", finish_case)
+    monkeypatch.setattr(segmentation.RecordedCases, "read", read_next)
+    run(small_bundle, tmp_path / "cases", output=tmp_path / "out")
+    assert left == [[], []]
+    assert len(volumes) >= 2 * 4  # image, label map, probabilities and uncertainty
 
 
 def test_every_output_says_that_it_is_for_research_and_not_a_medical_device(segmented: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -208,6 +209,7 @@ def _run_all(root: Path, out: Path, overrides: dict[str, Any]) -> None:
         workflow = _workflow(root, overrides)
         try:
             workflow.initialize()
+            gc.freeze()  # what is here by now stays, and need not be gone through after each case
             workflow.run()
         except Exception as error:
             case = workflow.parser.get_parsed_content("records").current
@@ -215,6 +217,8 @@ def _run_all(root: Path, out: Path, overrides: dict[str, Any]) -> None:
                 raise first_cause(error) from error
             records.fail(case, error)
             clear_case(out, case["case"], records.settings)
+        finally:
+            gc.unfreeze()
 
 
 @contextmanager

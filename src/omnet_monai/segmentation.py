@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 import warnings
@@ -200,6 +201,9 @@ class RecordHandler:
         now = time.monotonic()
         self.records.write(case, warnings=json.loads(batch["warnings"]), measures=measures, seconds=now - self.since)
         self.since, self.records.current = now, None
+        # Or its volumes would stay while the next case is read, and its picture's objects scatter over the heap.
+        engine.state.batch = engine.state.output = None
+        gc.collect()
 
 
 def _duration(seconds: float) -> str:
