@@ -32,7 +32,6 @@ class RelabelEdemad(RefineRegionsd):
         max_enhancing_share: enhancing tumor must be below this share of the whole tumor, in [0, 1].
         max_non_enhancing_share: so must non-enhancing core be below this share.
         max_enhancing_volume: and enhancing tumor below this volume in mm3.
-        threshold: a region is where its probability exceeds this.
 
     Raises:
         ValueError: if ``enabled`` is no truth value, or spatial shapes differ.
@@ -46,9 +45,8 @@ class RelabelEdemad(RefineRegionsd):
         max_enhancing_share: float = 0.1,
         max_non_enhancing_share: float = 0.05,
         max_enhancing_volume: float = 1000.0,
-        threshold: float = 0.5,
     ) -> None:
-        super().__init__(keys, threshold, enabled)
+        super().__init__(keys, enabled)
         self.image_key = image_key
         self.max_enhancing_share = max_enhancing_share
         self.max_non_enhancing_share = max_non_enhancing_share
@@ -56,15 +54,15 @@ class RelabelEdemad(RefineRegionsd):
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Relabel edema if all conditions hold."""
-        classes = classes_from_regions(probs, self.threshold)
+        classes = classes_from_regions(probs)
         _, non_enhancing, edema, enhancing = torch.bincount(classes.flatten(), minlength=4).tolist()
         whole = non_enhancing + edema + enhancing
         lacks_core = non_enhancing < self.max_non_enhancing_share * whole
         lacks_core &= enhancing < min(self.max_enhancing_share * whole, self.max_enhancing_volume / voxel)
-        return relabel_edema(probs, data[self.image_key], self.threshold) if lacks_core else probs
+        return relabel_edema(probs, data[self.image_key]) if lacks_core else probs
 
 
-def relabel_edema(probs: torch.Tensor, image: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
+def relabel_edema(probs: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """
     Split the predicted edema into two groups by K-means on its intensities, and turn the likelier one into
     non-enhancing core: probability of TC 1, of ET 0.
@@ -75,7 +73,6 @@ def relabel_edema(probs: torch.Tensor, image: torch.Tensor, threshold: float = 0
     Args:
         probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
         image: normalized sequences, shape ``(C, *spatial)``.
-        threshold: a region is where its probability exceeds this.
 
     Returns:
         Probabilities, likewise; the given tensor itself is left as it was.
@@ -87,7 +84,7 @@ def relabel_edema(probs: torch.Tensor, image: torch.Tensor, threshold: float = 0
         case = image.meta.get("case", "unknown") if isinstance(image, MetaTensor) else "unknown"
         shapes = f"{tuple(image.shape[1:])} and {tuple(probs.shape[1:])}"
         raise ValueError(f"case {case}: image and probabilities must share a spatial shape, got {shapes}")
-    edema = convert_to_tensor(classes_from_regions(probs, threshold)[0] == EDEMA, track_meta=False)
+    edema = convert_to_tensor(classes_from_regions(probs)[0] == EDEMA, track_meta=False)
     values = convert_to_tensor(image, track_meta=False)[:, edema.to(image.device)].T.double().cpu().numpy()
     likely = (probs[_CORE] - probs[_ENHANCING]).clamp(min=0)[edema].double().cpu().numpy()
     if not likely.size or np.ptp(likely) == 0:

@@ -30,14 +30,14 @@ _WHOLE, _CORE, _ENHANCING = range(len(REGIONS))
 class RefineRegionsd(MapTransform):
     """
     A step of refinement that can be switched off. ``keys`` are those of the region probabilities, each a ``MetaTensor``
-    whose affine gives the voxels' size, shape ``(3, *spatial)``; without an affine a voxel is 1 mm3.
+    whose affine gives the voxels' size, shape ``(3, *spatial)``; without an affine a voxel is 1 mm3. A region is where
+    its probability exceeds 0.5: other thresholds are moved there first, by ``MoveThresholdsd``.
     """
 
-    def __init__(self, keys: KeysCollection, threshold: float, enabled: bool = True) -> None:
+    def __init__(self, keys: KeysCollection, enabled: bool = True) -> None:
         super().__init__(keys)
         if not isinstance(enabled, bool):
             raise ValueError(f"enabled must be True or False, capitalized on the command line, got {enabled!r}")
-        self.threshold = threshold
         self.enabled = enabled
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -80,7 +80,8 @@ class RemoveUnsureClustersd(RefineRegionsd):
         incomplete_peak: float | None = None,
         image_key: str = "image",
     ) -> None:
-        super().__init__(keys, threshold)
+        super().__init__(keys)
+        self.threshold = threshold
         for name, peak in {"min_peak": min_peak, "incomplete_peak": incomplete_peak}.items():
             if peak is not None and not 0 <= peak < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {peak}")
@@ -113,7 +114,6 @@ class RemoveSmallClustersd(RefineRegionsd):
         keys: keys of the region probabilities WT, TC, ET, ``(3, *spatial)``; a ``MetaTensor`` tells its voxels' size.
         max_volume: clusters of at least this volume in mm3 stay; 0 keeps every cluster.
         max_share: so do clusters of at least this share of the largest one's volume, in [0, 1].
-        threshold: a region is where its probability, and those of the regions around it, exceed this.
         region: "WT", "TC" or "ET".
 
     Raises:
@@ -121,14 +121,9 @@ class RemoveSmallClustersd(RefineRegionsd):
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        max_volume: float = 2000.0,
-        max_share: float = 0.1,
-        threshold: float = 0.5,
-        region: str = "WT",
+        self, keys: KeysCollection, max_volume: float = 2000.0, max_share: float = 0.1, region: str = "WT"
     ) -> None:
-        super().__init__(keys, threshold, enabled=max_volume > 0)
+        super().__init__(keys, enabled=max_volume > 0)
         if region not in REGIONS:
             raise ValueError(f"region must be one of {', '.join(REGIONS)}, got {region!r}")
         self.max_volume = max_volume
@@ -137,7 +132,7 @@ class RemoveSmallClustersd(RefineRegionsd):
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Clear the small clusters."""
-        return remove_small_clusters(probs, self.max_volume / voxel, self.max_share, self.threshold, self.region)
+        return remove_small_clusters(probs, self.max_volume / voxel, self.max_share, self.region)
 
 
 class FillCoreHolesd(RefineRegionsd):
@@ -149,19 +144,15 @@ class FillCoreHolesd(RefineRegionsd):
     Args:
         keys: keys of the region probabilities WT, TC, ET, as for :class:`RemoveSmallClustersd`.
         enabled: whether to fill anything.
-        threshold: a region is where its probability exceeds this.
 
     Raises:
         ValueError: if ``enabled`` is no truth value.
     """
 
-    def __init__(self, keys: KeysCollection, enabled: bool = True, threshold: float = 0.5) -> None:
-        super().__init__(keys, threshold, enabled)
-
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Fill the holes."""
-        box = _box((probs[: _CORE + 1] > self.threshold).all(0))
-        whole, core = (probs[(slice(_CORE + 1), *box)] > self.threshold).cpu().numpy()
+        box = _box((probs[: _CORE + 1] > 0.5).all(0))
+        whole, core = (probs[(slice(_CORE + 1), *box)] > 0.5).cpu().numpy()
         holes = _enclosed_in_a_plane(core & whole) & whole & ~core
         return _changed(probs, (_CORE, *box), holes, 1)
 
@@ -174,40 +165,39 @@ class RelabelSmallEnhancingd(RefineRegionsd):
     Args:
         keys: keys of the region probabilities WT, TC, ET, as for :class:`RemoveSmallClustersd`.
         max_volume: enhancing tumor of at least this volume in mm3 stays; 0 relabels none.
-        threshold: a region is where its probability exceeds this.
     """
 
-    def __init__(self, keys: KeysCollection, max_volume: float = 200.0, threshold: float = 0.5) -> None:
-        super().__init__(keys, threshold, enabled=max_volume > 0)
+    def __init__(self, keys: KeysCollection, max_volume: float = 200.0) -> None:
+        super().__init__(keys, enabled=max_volume > 0)
         self.max_volume = max_volume
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Clear small enhancing tumor."""
-        enhancing = int((classes_from_regions(probs, self.threshold) == ENHANCING).sum())
+        enhancing = int((classes_from_regions(probs) == ENHANCING).sum())
         if enhancing * voxel >= self.max_volume:
             return probs
         return probs.index_fill(0, torch.tensor([_ENHANCING], device=probs.device), 0)
 
 
 def remove_small_clusters(
-    probs: torch.Tensor, max_size: float, max_share: float = 0.1, threshold: float = 0.5, region: str = "WT"
+    probs: torch.Tensor, max_size: float, max_share: float = 0.1, region: str = "WT"
 ) -> torch.Tensor:
     """
     Set the probabilities of a region, and of those inside it, to 0 in each 26-connected cluster of it that is smaller
-    than ``max_size`` and smaller than ``max_share`` of the largest cluster.
+    than ``max_size`` and smaller than ``max_share`` of the largest cluster. It is where its probability, and those of
+    the regions around it, exceed 0.5.
 
     Args:
         probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
         max_size: clusters of at least so many voxels stay.
         max_share: so do clusters of at least this share of the largest one's voxels.
-        threshold: a region is where its probability, and those of the regions around it, exceed this.
         region: "WT", "TC" or "ET".
 
     Returns:
         Probabilities, shape ``(3, *spatial)``; the given tensor itself is left as it was.
     """
     first = list(REGIONS).index(region)
-    box, clusters, number = _clusters((probs[: first + 1] > threshold).all(0))
+    box, clusters, number = _clusters((probs[: first + 1] > 0.5).all(0))
     sizes = np.bincount(clusters.ravel(), minlength=number + 1)
     sizes[0] = sizes[1:].max(initial=0)  # background stays as it is
     small = sizes < min(max_size, max_share * sizes[0])
