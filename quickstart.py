@@ -23,7 +23,7 @@ VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, *(("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")))
 STAMP = os.path.join(VENV, "installed.txt")
 DEVELOPMENT = "[test,dev]"
-# One process for each core, each of about 1 GB.
+# A process for each core, of about 1 GB.
 BESIDE_EACH_OTHER = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
 START = time.monotonic()
 

@@ -41,7 +41,7 @@ from omnet_monai.results import read_dice
 from omnet_monai.summary import paired_differences
 
 EPOCHS = 50
-"""Shares of the time between two checkpoints."""
+"""Of each training, each with an equal share of its time and a checkpoint at its end."""
 
 UNREFINED: dict[str, Any] = {
     "thresholds": [0.5, 0.5, 0.5],
