@@ -97,6 +97,13 @@ def test_weights_of_another_network_are_refused_with_what_differs(
     assert same(before, network.state_dict())
 
 
+def test_the_network_of_an_interrupted_run_is_read_from_its_checkpoint(tmp_path: Path) -> None:
+    trained, network = make_network(seed=1), make_network()
+    RunCheckpoint(tmp_path / "checkpoint.pt", {"network": trained, "curriculum": Curriculum()}, []).save(3)
+    load_weights(network, tmp_path / "checkpoint.pt")
+    assert same(copy_state(trained), network.state_dict())
+
+
 @pytest.mark.parametrize("kept", [0, 100, 1500], ids=["nothing", "a beginning", "most of it"])
 def test_a_file_cut_short_is_refused(tmp_path: Path, kept: int) -> None:
     path, network = tmp_path / "model.pt", make_network()

@@ -25,7 +25,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
     Args:
         network: the network to fill, also inside ``DistributedDataParallel``.
-        path: file written by :class:`ModelFile` or with ``torch.save(network.state_dict(), path)``.
+        path: file written by :class:`ModelFile` or with ``torch.save(network.state_dict(), path)``, or the checkpoint
+            of a run that was interrupted, whose network as it was is taken.
 
     Raises:
         ValueError: if the file is missing, is no state dict, or belongs to another network; the message names what
@@ -37,6 +38,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"weights {path} must be a state dict that torch.load reads, got: {error}") from error
+    if isinstance(state, dict) and isinstance(state.get("network"), dict):  # a run's checkpoint
+        state = state["network"]
     own = bare_network(network).state_dict()
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"weights {path} must hold a bare state dict, got {type(state).__name__} of other things")
