@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
@@ -31,7 +32,7 @@ def run_python(words: Sequence[str], folder: Path, seconds: float = 300) -> Comp
         process = start_python(words, folder, stdout, stderr)
         process.join(seconds)
         if process.exitcode is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
             raise TimeoutError(f"python -m {' '.join(words)}: not done after {seconds:g} s")
         return CompletedProcess(list(words), process.exitcode, stdout.read_text(), stderr.read_text())
 
