@@ -21,7 +21,7 @@ class Entrant:
         trials: settings to choose from, those it was published with first.
         networks: override files that each of its networks is trained with.
         scoring: override files of its evaluation.
-        warmup: share of the time in which its learning rate rises.
+        warmup: share of the time in which its learning rate rises, as in its own configs.
     """
 
     title: str

@@ -97,7 +97,7 @@ def test_a_case_that_is_done_lies_no_longer_in_memory_while_the_next_one_is_read
     for number in range(2):
         copy_case(phantoms, tmp_path / "cases", number)
     volumes: list[weakref.ref] = []
-    left: list[list[str]] = []
+    left: list[list[weakref.ref]] = []
     finish, read = segmentation.RecordHandler.finish, segmentation.RecordedCases.read
 
     def finish_case(self: Any, engine: Engine) -> None:

@@ -430,10 +430,8 @@ def _compare_killed_with_uninterrupted(workers: int, kills: int, phantoms: Path,
     draw, done = random.Random(workers), 0
     while done < kills:
         name = f"killed{done}"
-        process, moment = (
-            start_python(words(name), folder, Path(os.devnull), Path(os.devnull)),
-            draw.uniform(0.1, 1) * span,
-        )
+        process = start_python(words(name), folder, Path(os.devnull), Path(os.devnull))
+        moment = draw.uniform(0.1, 1) * span
         process.join(moment)
         interrupted = process.exitcode is None
         if interrupted:

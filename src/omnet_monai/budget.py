@@ -22,7 +22,8 @@ __all__ = ["TimeBudget", "clock", "train_once"]
 class TimeBudget:
     """
     Let a training take a given time: each of its epochs an equal share of it, in as many steps as come to their end by
-    then. The learning rate follows a cosine down to 0 as time passes, whatever the pace.
+    then. The learning rate follows a cosine down to 0 as time passes, whatever the pace. For one process: the clocks of
+    several would end their epochs apart.
 
     Args:
         seconds: time of the training, by :func:`clock`. A resumed one has what its finished epochs left.
