@@ -49,6 +49,7 @@ UNREFINED: dict[str, Any] = {
     "cluster_volume": 0,
     "inner_cluster_volume": 0,
     "fill_core": False,
+    "search": 0,
 }
 
 

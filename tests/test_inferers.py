@@ -122,6 +122,116 @@ def test_every_window_runs_where_none_shall_be_left_out() -> None:
     assert counter.windows == 4
 
 
+class Recorder(nn.Module):
+    """Stands for a network that takes the first sequence for the probability of tumor, or always answers the same."""
+
+    def __init__(self, searches: int, answer: float | None = None) -> None:
+        super().__init__()
+        self.windows, self.searches, self.answer = 0, searches, answer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        searching = self.windows < self.searches
+        self.windows += len(x)
+        probs = x[:, :1].expand(-1, 3, *x.shape[2:])
+        return probs.clone() if searching or self.answer is None else torch.full_like(probs, self.answer)
+
+
+def brain_with_tumor(*spatial: int) -> torch.Tensor:
+    """Brain of 0.01 in which voxels 4 to 11 are tumor, on the last axis 2 to 5."""
+    x = torch.full((1, 4, *spatial), 0.01)
+    x[(..., *[slice(4, 12)] * (len(spatial) - 1), slice(2, 6))] = 1
+    return x
+
+
+SEARCH = {"amp": False, "search": 2.0}
+
+
+@torch.no_grad()
+def test_after_a_search_only_windows_with_tumor_run_in_full() -> None:
+    x, network = brain_with_tumor(64, 32, 16), Recorder(searches=2)
+    x[..., 5, 5, 3] = 0.5  # which the search does not see by itself
+    out = AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **SEARCH)(x, network)
+    assert network.windows == 2 + 1  # of 32x16x8 wider voxels, and of 16 windows in full the first
+    torch.testing.assert_close(out, x[:, :3])
+
+
+@torch.no_grad()
+def test_windows_that_run_alone_count_where_they_overlap_others() -> None:
+    x, network = brain_with_tumor(64, 32, 16), Recorder(searches=3, answer=0.7)
+    out = AutocastInferer(SlidingWindowInferer(WINDOW, 3, overlap=0.5, mode="gaussian"), **SEARCH)(x, network)
+    # Interpolation widens what is found by a voxel, to 3 to 12 and 1 to 6: windows from 0 and 8, from 0 and 4, have it.
+    assert network.windows == 3 + 2 * 2 * 2
+    expected = torch.full((1, 3, 64, 32, 16), 0.01)
+    expected[..., :24, :24, :12] = 0.7
+    torch.testing.assert_close(out, expected)
+
+
+@torch.no_grad()
+def test_a_search_works_in_two_dimensions_and_keeps_meta_data() -> None:
+    x, affine = brain_with_tumor(64, 16), torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0], dtype=torch.float64))
+    inferer = AutocastInferer(SlidingWindowInferer((16, 8), 2, overlap=0), **SEARCH)
+    out = inferer(MetaTensor(x, affine=affine), network := Recorder(searches=2))
+    assert network.windows == 2 + 1
+    torch.testing.assert_close(out.as_tensor(), x[:, :3])
+    assert torch.equal(out.affine, affine)
+
+
+@torch.no_grad()
+def test_nothing_is_found_outside_the_brain() -> None:
+    x = brain_with_tumor(64, 32, 16)
+    x[..., 12:, :, :] = 0  # where the window that runs, and interpolation, still reach
+    out = AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **SEARCH)(x, Recorder(searches=1, answer=0.7))
+    assert out[..., :16, :16, :8].unique().tolist() == [pytest.approx(0.7)]
+    assert not out[..., 16:, :, :].any()
+
+
+@pytest.mark.parametrize(
+    ("spatial", "value", "windows"),
+    [((64, 32, 16), 0.01, 2 + 16), ((64, 30, 16), 1, 16), ((64, 32, 16), 0, 1)],
+    ids=["nothing found", "wider voxels do not fill a window", "no brain"],
+)
+@torch.no_grad()
+def test_every_window_with_brain_runs_where_a_search_does_not_help(
+    spatial: tuple[int, ...], value: float, windows: int
+) -> None:
+    x, counter = torch.full((1, 4, *spatial), float(value)), Recorder(searches=0)
+    out = AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **SEARCH)(x, counter)
+    torch.testing.assert_close(out, x[:, :3])
+    assert counter.windows == windows + (value == 0)  # without brain, a window each tells how many channels there are
+
+
+@pytest.mark.parametrize("switch", [{"search": 0.0}, {"skip_empty": False}], ids=["by itself", "with empty windows"])
+@torch.no_grad()
+def test_the_search_can_be_switched_off(switch: dict[str, float]) -> None:
+    x, counter = brain_with_tumor(64, 32, 16), Recorder(searches=0)
+    AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **SEARCH | switch)(x, counter)
+    assert counter.windows == 16
+
+
+def test_training_does_not_search() -> None:
+    counter = Recorder(searches=0)
+    AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **SEARCH)(brain_with_tumor(64, 32, 16), counter)
+    assert counter.windows == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"search": 1.0}, r"search must be 0 or above 1, got 1\.0"),
+        ({"search": -2.0}, r"search must be 0 or above 1, got -2\.0"),
+        (
+            {"search": 2.0, "inferer": SimpleInferer()},
+            r"needs a SlidingWindowInferer, got SimpleInferer: set search to 0",
+        ),
+        ({"search_threshold": 1.0}, r"search_threshold must be in \[0, 1\), got 1\.0"),
+    ],
+    ids=["no wider", "negative", "no windows", "threshold"],
+)
+def test_a_search_that_cannot_be_is_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AutocastInferer(**{"inferer": SlidingWindowInferer(WINDOW)} | arguments)
+
+
 def test_training_takes_every_patch_and_keeps_its_normalization() -> None:
     network, x = small_network().train(), torch.zeros(2, 4, *WINDOW)
     logits = AutocastInferer(SimpleInferer(), amp=False)(x, network)

@@ -226,6 +226,7 @@ class _Ablation:
             "cache_dir": str(self.out / "cache"),  # one for all networks
             "fold": fold,
             "seed": seed,
+            "search": 0,  # networks are compared on every window
             **self.overrides,
         }
 

@@ -8,8 +8,10 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
+from monai.inferers import Inferer, SlidingWindowInferer
+from monai.utils import convert_to_tensor, fall_back_tuple
 from torch import nn
+from torch.nn.functional import interpolate
 from torch.nn.modules.dropout import _DropoutNd
 
 from omnet_monai.networks.folding import LAYOUTS, folded
@@ -23,7 +25,8 @@ class AutocastInferer(Inferer):
 
     MONAI's engines know only CUDA autocast, and MONAI Label calls ``inferer(inputs, network)`` and nothing else: here
     both get mixed precision. Without gradients, the network is one copy for the call whose batch normalization is
-    folded into its convolutions, and a window without brain is not run: its result is 0.
+    folded into its convolutions, and a window without brain is not run: its result is 0. Nor is, if tumor is searched
+    for first, one without a trace of it.
 
     A network in training mode but without gradients, as MONAI Label has it to score cases by what dropout changes, is
     put into evaluation mode with its dropout on, and stays so.
@@ -34,20 +37,43 @@ class AutocastInferer(Inferer):
             CPU with patches whose first of three sides the network shrinks to 2 voxels: below 17 with four levels.
         fold: without gradients, fold batch normalization, and keep weights in bfloat16 where that is computed in.
         skip_empty: without gradients, do not run windows that are 0 throughout.
+        search: without gradients and with ``skip_empty``, segment the image with voxels this many times as wide first
+            (ours). Only windows that then have tumor somewhere are run in full; the others keep what was found in the
+            search. All of them run if it is 0, if nothing is found, and if the wider voxels of the image do not fill a
+            window.
+        search_threshold: in the search, tumor is where the first channel of the result, WT, exceeds this.
 
     Raises:
-        ValueError: if a switch is no truth value: "--amp false" on the command line is a text, and would count as true.
+        ValueError: if a switch is no truth value: "--amp false" on the command line is a text, and would count as true;
+            if ``search`` is neither 0 nor above 1, or the inferer has no windows; if ``search_threshold`` is not in
+            [0, 1).
     """
 
-    def __init__(self, inferer: Inferer, amp: bool = True, fold: bool = True, skip_empty: bool = True) -> None:
+    def __init__(
+        self,
+        inferer: Inferer,
+        amp: bool = True,
+        fold: bool = True,
+        skip_empty: bool = True,
+        search: float = 0.0,
+        search_threshold: float = 0.125,
+    ) -> None:
         super().__init__()
         for name, switch in {"amp": amp, "fold": fold, "skip_empty": skip_empty}.items():
             if not isinstance(switch, bool):
                 raise ValueError(f"{name} must be True or False, capitalized on the command line, got {switch!r}")
+        if search and not search > 1:
+            raise ValueError(f"search must be 0 or above 1, got {search}")
+        if search and not isinstance(inferer, SlidingWindowInferer):
+            raise ValueError(f"search needs a SlidingWindowInferer, got {type(inferer).__name__}: set search to 0")
+        if not 0 <= search_threshold < 1:
+            raise ValueError(f"search_threshold must be in [0, 1), got {search_threshold}")
         self.inferer = inferer
         self.amp = amp
         self.fold = fold
         self.skip_empty = skip_empty
+        self.search = search
+        self.search_threshold = search_threshold
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what the wrapped inferer returns for ``inputs``, shape ``(B, C, *spatial)``."""
@@ -56,9 +82,36 @@ class AutocastInferer(Inferer):
         _leave_only_dropout(network)
         if self.fold and inference and isinstance(network, nn.Module):
             network = folded(network, torch.bfloat16 if amp else None)
-        windows = _Windows(network, self.skip_empty and inference)
+        skip = self.skip_empty and inference
         with torch.autocast(kind, torch.bfloat16, enabled=amp):
-            return self.inferer(inputs, windows, *args, **kwargs)
+            if skip and self._searches(inputs):
+                return self._run_where_found(inputs, network, *args, **kwargs)
+            return self.inferer(inputs, _Windows(network, skip), *args, **kwargs)
+
+    def _searches(self, inputs: torch.Tensor) -> bool:
+        """Tell whether the search is on, and the image large enough for it to save anything."""
+        if not self.search:
+            return False
+        sides: Any = self._search_size(inputs)
+        window = fall_back_tuple(self.inferer.roi_size, sides)  # type: ignore[attr-defined]
+        return all(side >= width for side, width in zip(sides, window, strict=True))
+
+    def _search_size(self, inputs: torch.Tensor) -> list[int]:
+        return [round(side / self.search) for side in inputs.shape[2:]]
+
+    def _run_where_found(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Segment with wider voxels, then those windows in full that have tumor, which alone count where they are."""
+        image = convert_to_tensor(inputs)
+        small = interpolate(image, self._search_size(image), mode="area")
+        found = self.inferer(small, _Windows(network, True), *args, **kwargs)
+        found = interpolate(found, image.shape[2:], mode="trilinear" if image.dim() == 5 else "bilinear")
+        found = found * image.any(1, keepdim=True)
+        if not (found[:, 0] > self.search_threshold).any():
+            return self.inferer(inputs, _Windows(network, True), *args, **kwargs)
+        windows = _Windows(network, True, self.search_threshold)
+        results = self.inferer(torch.cat([inputs, found[:, :1]], 1), windows, *args, **kwargs)
+        probs, share = results[:, :-1], results[:, -1:]
+        return torch.where(share > 0, probs / share, found)
 
 
 class MirroringInferer(Inferer):
@@ -106,25 +159,40 @@ def has_bfloat16(device_type: str) -> bool:
 
 
 class _Windows:
-    """A network that takes its windows in channels-last, and does not run on those that are empty."""
+    """
+    A network that takes its windows in channels-last, and does not run on those that are empty.
 
-    def __init__(self, network: Callable[..., Any], skip_empty: bool) -> None:
+    With a threshold it neither runs on those in which the last channel, what a search found, nowhere exceeds it. A
+    further channel of the result is then 0 in these, and 1 in all others.
+    """
+
+    def __init__(self, network: Callable[..., Any], skip_empty: bool, threshold: float | None = None) -> None:
         self.network = network
         self.skip_empty = skip_empty
+        self.threshold = threshold
         self.background: torch.Tensor | None = None
 
     def __call__(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.skip_empty:
             return self._run(windows, *args, **kwargs)
+        known = torch.zeros(len(windows), dtype=torch.bool, device=windows.device)
+        if self.threshold is not None:
+            windows, found = windows[:, :-1], windows[:, -1]
+            known = (found <= self.threshold).flatten(1).all(1)
         occupied = windows.flatten(1).any(1)
-        some = bool(occupied.any())
+        runs = occupied & ~known
+        some = bool(runs.any())
         if some or self.background is None:  # only the network knows how many channels a result has
-            found = self._run(windows[occupied] if some else windows[:1], *args, **kwargs)
-            self.background = torch.zeros_like(found[:1])
+            ran = self._run(windows[runs] if some else windows[:1], *args, **kwargs)
+            self.background = torch.zeros_like(ran[:1])
         results = self.background.repeat_interleave(len(windows), dim=0)
         if some:
-            results[occupied] = found
-        return results
+            results[runs] = ran
+        if self.threshold is None:
+            return results
+        counts = torch.ones_like(results[:, :1])
+        counts[occupied & known] = 0
+        return torch.cat([results, counts], 1)
 
     def _run(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return self.network(windows.contiguous(memory_format=LAYOUTS[windows.dim()]), *args, **kwargs)

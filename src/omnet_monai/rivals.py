@@ -13,7 +13,7 @@ from torch import nn
 from omnet_monai.inferers import AutocastInferer, MirroringInferer
 from omnet_monai.networks import ModelCascade, OMNet
 
-__all__ = ["Rival", "own_paths", "rivals"]
+__all__ = ["Rival", "every_window", "own_paths", "rivals"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Rival:
     whole: bool = False
     trained: bool = False
     slow: bool = False
+
+
+def every_window(default: AutocastInferer) -> AutocastInferer:
+    """Return the same inferer without its search for tumor: it runs every window that has brain."""
+    return AutocastInferer(default.inferer, default.amp, default.fold, default.skip_empty)
 
 
 def own_paths(network: nn.Module, default: AutocastInferer) -> list[Rival]:
@@ -62,7 +67,8 @@ def own_paths(network: nn.Module, default: AutocastInferer) -> list[Rival]:
         ("+ folded", cast(sliding(), True, True, False)),
         ("+ empty windows left out", cast(sliding())),
         (f"+ overlap {window.overlap}", cast(sliding(overlap=window.overlap))),
-        (f"+ batches of {window.sw_batch_size}: the default", default),
+        (f"+ batches of {window.sw_batch_size}", every_window(default)),
+        (f"+ search by {default.search:g}: the default", default),
     ]
     return [Rival(name, network, run, name == "plain", True, place < 2) for place, (name, run) in enumerate(steps)]
 
@@ -79,7 +85,8 @@ def rivals(network: OMNet, default: AutocastInferer) -> list[Rival]:
     Returns:
         OM-Net without attention; MC3 with all networks on every window and on those that touch what the network before
         found; the model zoo's SegResNet in its own window and under our conditions; the network that nnU-Net plans for
-        BraTS (as MONAI's ``DynUNet``) in its own windows, without and with mirroring.
+        BraTS (as MONAI's ``DynUNet``) in its own windows, without and with mirroring. None searches for tumor first, as
+        random weights would find it anywhere.
     """
     zoo = SegResNet(3, 16, 4, 3, 0.2, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1))
     window = SlidingWindowInferer((240, 240, 160), 1, 0.5)
@@ -89,10 +96,11 @@ def rivals(network: OMNet, default: AutocastInferer) -> list[Rival]:
     device = next(network.parameters()).device
     if device.type == "cuda":
         tiles = AutocastInferer(tiles, fold=False, skip_empty=False)
+    ours = every_window(default)
     rows = [
-        Rival("OM-Net", _like(network, OMNet, attention="none"), default),
-        Rival("MC3, every window", _finding(network, _like(network, ModelCascade, skip=False)), default),
-        Rival("MC3, windows found", _finding(network, _like(network, ModelCascade, skip=True)), default),
+        Rival("OM-Net", _like(network, OMNet, attention="none"), ours),
+        Rival("MC3, every window", _finding(network, _like(network, ModelCascade, skip=False)), ours),
+        Rival("MC3, windows found", _finding(network, _like(network, ModelCascade, skip=True)), ours),
         Rival("SegResNet, published window, float32", zoo, window, whole=True),
         Rival("SegResNet, published window, bfloat16", zoo, AutocastInferer(window, fold=False), whole=True),
         Rival("SegResNet, brain's box, bfloat16", zoo, AutocastInferer(_OneWindow())),

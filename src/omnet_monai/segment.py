@@ -35,7 +35,7 @@ MANAGED = ("datalist", "dataset", "dataset_dir", "records", "output_dir", "num_w
 """Ids of the configs that segment sets by itself."""
 
 FLIPS = {"flips": [0, 1, 2]}
-PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.0}, "accurate": {"overlap": 0.5, **FLIPS}}
+PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.0}, "accurate": {"overlap": 0.5, "search": 0, **FLIPS}}
 
 
 def segment(
@@ -80,7 +80,8 @@ def segment(
         scheme: label scheme of the codes to write, brats2015, brats2017, brats2023 or msd.
         naming: "bundle" for ``<case>_seg.nii.gz``, "brats" for ``<case>.nii.gz`` as challenges take it.
         fast: windows that do not overlap.
-        accurate: windows that overlap by a half, where the default is an eighth, and eight mirrored passes.
+        accurate: windows that overlap by a half, where the default is an eighth, each of them run, and eight mirrored
+            passes.
         tta: eight mirrored passes, whose mean is taken.
         probabilities: save the probabilities of WT, TC and ET, ``probabilities/<case>_probabilities.nii.gz``.
         device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU where there is none.

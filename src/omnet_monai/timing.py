@@ -91,18 +91,23 @@ class Volume:
         masks = regions_from_classes(self._refine(probs[0, :, *self.box] if rival.whole else probs[0])["pred"])
         return took, memory, masks
 
-    def exactness(self, inferer: AutocastInferer, network: nn.Module) -> dict[str, Any]:
+    def exactness(self, inferers: Mapping[str, AutocastInferer], network: nn.Module) -> dict[str, Any]:
         """
-        Compare an inferer's result to that of the same network on the same windows in float64.
+        Compare what inferers return to the same network on every window of the first of them in float64.
 
         Returns:
-            ``largest``: largest difference of a probability; ``dice`` of WT, TC and ET between the two label maps.
+            By the inferers' names, ``largest``: largest difference of a probability; ``dice`` of WT, TC and ET between
+            the two label maps.
         """
-        exact = AutocastInferer(inferer.inferer, amp=False, fold=False, skip_empty=inferer.skip_empty)
-        probs = inferer(self.image, network)
+        first = next(iter(inferers.values()))
+        exact = AutocastInferer(first.inferer, amp=False, fold=False, skip_empty=first.skip_empty)
         reference = exact(self.image.double(), copy.deepcopy(network).double())
-        masks, others = (regions_from_classes(self._refine(result[0].float())["pred"]) for result in (probs, reference))
-        return {"largest": float((probs - reference).abs().max()), "dice": self.dice(masks, others)}
+        others, results = regions_from_classes(self._refine(reference[0].float())["pred"]), {}
+        for name, inferer in inferers.items():
+            probs = inferer(self.image, network)
+            masks = regions_from_classes(self._refine(probs[0])["pred"])
+            results[name] = {"largest": float((probs - reference).abs().max()), "dice": self.dice(masks, others)}
+        return results
 
     def dice(self, masks: torch.Tensor, others: torch.Tensor | None) -> list[float] | None:
         """Return Dice of WT, TC and ET between two sets of masks, or nothing without the other set."""
