@@ -187,17 +187,24 @@ def test_nothing_is_found_outside_the_brain() -> None:
 
 @pytest.mark.parametrize(
     ("spatial", "value", "windows"),
-    [((64, 32, 16), 0.01, 2 + 16), ((64, 30, 16), 1, 16), ((64, 32, 16), 0, 1)],
-    ids=["nothing found", "wider voxels do not fill a window", "no brain"],
+    [((64, 32, 16), 0.01, 2 + 16), ((64, 30, 16), 1.0, 16)],
+    ids=["nothing found", "wider voxels do not fill a window"],
 )
 @torch.no_grad()
-def test_every_window_with_brain_runs_where_a_search_does_not_help(
-    spatial: tuple[int, ...], value: float, windows: int
-) -> None:
-    x, counter = torch.full((1, 4, *spatial), float(value)), Recorder(searches=0)
+def test_every_window_runs_where_a_search_does_not_help(spatial: tuple[int, ...], value: float, windows: int) -> None:
+    x, counter = torch.full((1, 4, *spatial), value), Recorder(searches=0)
     out = AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **SEARCH)(x, counter)
     torch.testing.assert_close(out, x[:, :3])
-    assert counter.windows == windows + (value == 0)  # without brain, a window each tells how many channels there are
+    assert counter.windows == windows
+
+
+@pytest.mark.parametrize("lost", range(4))
+@torch.no_grad()
+def test_every_window_of_a_case_that_lacks_a_sequence_runs(lost: int) -> None:
+    x, counter = brain_with_tumor(64, 32, 16), Recorder(searches=0)
+    x[:, lost] = 0
+    AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **SEARCH)(x, counter)
+    assert counter.windows == 16
 
 
 @pytest.mark.parametrize("switch", [{"search": 0.0}, {"skip_empty": False}], ids=["by itself", "with empty windows"])

@@ -39,8 +39,8 @@ class AutocastInferer(Inferer):
         skip_empty: without gradients, do not run windows that are 0 throughout.
         search: without gradients and with ``skip_empty``, segment the image with voxels this many times as wide first
             (ours). Only windows that then have tumor somewhere are run in full; the others keep what was found in the
-            search. All of them run if it is 0, if nothing is found, and if the wider voxels of the image do not fill a
-            window.
+            search. All of them run if it is 0, if nothing is found, if the wider voxels of the image do not fill a
+            window, and if a sequence is 0 throughout: of such a case a network is less sure.
         search_threshold: in the search, tumor is where the first channel of the result, WT, exceeds this.
 
     Raises:
@@ -89,8 +89,8 @@ class AutocastInferer(Inferer):
             return self.inferer(inputs, _Windows(network, skip), *args, **kwargs)
 
     def _searches(self, inputs: torch.Tensor) -> bool:
-        """Tell whether the search is on, and the image large enough for it to save anything."""
-        if not self.search:
+        """Tell whether the search is on, the image complete, and large enough for it to save anything."""
+        if not self.search or not inputs.flatten(2).any(2).all():
             return False
         sides: Any = self._search_size(inputs)
         window = fall_back_tuple(self.inferer.roi_size, sides)  # type: ignore[attr-defined]
