@@ -84,6 +84,7 @@ def score(datalist: Path, fold: int, weights: Path, output: Path, overrides: dic
         "checkpoint_path": str(weights),
         "output_dir": str(output),
         "pictures": False,
+        "search": 0,  # as incomplete cases have it anyway
     }
     run(config_file=[str(root / "configs" / name) for name in ("train.json", "evaluate.json")], **settings, **overrides)
 

@@ -70,12 +70,12 @@ def main(datalist: str, output: str, *weights: str, only: str = "", **overrides:
         for case in read_scored_cases(datalist, "training", fold):
             file = Path(output) / f"{case['case']}.json"
             results = json.loads(file.read_text()) if file.is_file() else {}
-            for name, (overlap, run) in chosen.items():
+            for name, (ids, run) in chosen.items():
                 if name in results:
                     continue
-                if overlap not in parsers:
-                    parsers[overlap] = _read(path, {"overlap": overlap, **overrides})
-                results[name] = _measure(parsers[overlap], case, run)
+                if str(ids) not in parsers:
+                    parsers[str(ids)] = _read(path, ids | overrides)
+                results[name] = _measure(parsers[str(ids)], case, run)
                 with whole_file(file) as part:
                     part.write_text(json.dumps(results, indent=1))
                 print(case["case"], name, json.dumps(results[name]["dice"]), flush=True)
@@ -144,15 +144,15 @@ def _dropout(inferer: Inferer, image: torch.Tensor, network: torch.nn.Module) ->
         yield inferer(image, network.train())  # the inferer leaves nothing but dropout on
 
 
-SETTINGS: dict[str, tuple[float, Run]] = {
-    "fast": (0.0, _once),
-    "default": (0.125, _once),
-    "quarter": (0.25, _once),
-    "flips": (0.125, _flips),
-    "accurate": (0.5, _flips),
-    "dropout": (0.125, _dropout),
+SETTINGS: dict[str, tuple[dict[str, Any], Run]] = {
+    "fast": ({"overlap": 0.0}, _once),
+    "default": ({"overlap": 0.125}, _once),
+    "quarter": ({"overlap": 0.25}, _once),
+    "flips": ({"overlap": 0.125}, _flips),
+    "accurate": ({"overlap": 0.5, "search": 0}, _flips),
+    "dropout": ({"overlap": 0.125}, _dropout),
 }
-"""Overlap of the windows and the passes of each setting."""
+"""Ids of inference.json and the passes of each setting."""
 
 
 def _entropies(probs: torch.Tensor) -> torch.Tensor:

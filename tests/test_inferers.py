@@ -181,8 +181,9 @@ def test_nothing_is_found_outside_the_brain() -> None:
     x = brain_with_tumor(64, 32, 16)
     x[..., 12:, :, :] = 0  # where the window that runs, and interpolation, still reach
     out = AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **SEARCH)(x, Recorder(searches=1, answer=0.7))
-    assert out[..., :16, :16, :8].unique().tolist() == [pytest.approx(0.7)]
-    assert not out[..., 16:, :, :].any()
+    assert out[..., :16, :16, :8].unique().tolist() == [pytest.approx(0.7)]  # the window that ran
+    assert out[..., 11, 16:, :].all()
+    assert not out[..., 12:, 16:, :].any()
 
 
 @pytest.mark.parametrize(
@@ -196,6 +197,36 @@ def test_every_window_runs_where_a_search_does_not_help(spatial: tuple[int, ...]
     out = AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **SEARCH)(x, counter)
     torch.testing.assert_close(out, x[:, :3])
     assert counter.windows == windows
+
+
+@torch.no_grad()
+def test_each_image_of_a_batch_is_searched_by_itself() -> None:
+    x, counter = brain_with_tumor(64, 32, 16), Recorder(searches=0)
+    x = torch.cat([x, torch.full_like(x, 0.01)])
+    x[1, :, 48:] = 0  # a quarter of the second
+    out = AutocastInferer(SlidingWindowInferer(WINDOW, 3, overlap=0), **SEARCH)(x, counter)
+    torch.testing.assert_close(out, x[:, :3])
+    assert counter.windows == 2 * 2 + 1 + 12  # nothing is found in the second, so all windows with brain run
+
+
+@pytest.mark.parametrize(("threshold", "windows"), [(0.05, 1), (0.2, 16)], ids=["below", "above"])
+@torch.no_grad()
+def test_the_threshold_of_the_search_is_of_the_tumors_probability(threshold: float, windows: int) -> None:
+    x, counter = brain_with_tumor(64, 32, 16) / 10, Recorder(searches=0)  # tumor is 0.1
+    AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), search_threshold=threshold, **SEARCH)(x, counter)
+    assert counter.windows == 2 + windows
+
+
+@torch.no_grad()
+def test_a_search_that_finds_tumor_everywhere_changes_nothing() -> None:
+    # Half of the image is empty; these windows are background, and count where they overlap those that ran.
+    network, x = small_network(), image(48, 40, 20)
+    x[:, :, 26:] = 0
+    sliding = SlidingWindowInferer(WINDOW, 2, overlap=0.5, mode="gaussian")
+    every = AutocastInferer(sliding, amp=False)(x, network)
+    found = AutocastInferer(sliding, search_threshold=0.0, **SEARCH)(x, network)
+    assert every[:, 0, :26].min() > 0
+    torch.testing.assert_close(found, every)
 
 
 @pytest.mark.parametrize("lost", range(4))

@@ -182,6 +182,19 @@ def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_case(
     assert not (segmented / "probabilities").exists()
 
 
+def test_a_search_that_finds_tumor_in_every_window_gives_the_same_label_map(
+    small_bundle: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"patch_size": [8, 8, 8], "search_threshold": 0.0, "thresholds": [0.5] * 3}
+    labels = []
+    for search in (2.0, 0):
+        out = tmp_path / f"search{search:g}"
+        run(small_bundle, phantoms / "phantom_000", output=out, search=search, **settings)
+        labels.append(np.asarray(nib.load(out / "phantom_000_seg.nii.gz").dataobj))
+    assert labels[0].any()
+    np.testing.assert_array_equal(*labels)
+
+
 def test_cases_whose_names_hold_dots_have_a_label_map_each(small_bundle: Path, phantoms: Path, tmp_path: Path) -> None:
     for name, source in (("1.3.6.1", "phantom_000"), ("1.3.6.2", "phantom_001")):
         (tmp_path / "cases" / name).mkdir(parents=True)

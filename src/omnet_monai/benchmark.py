@@ -53,7 +53,7 @@ def benchmark(
         repeats: how many turns; the slowest rows take one.
         limit: how many cases to take, 0 for all.
         only: rows to run, parts of their names separated by ";", by default all.
-        exact: compare the default to float64 too, which takes minutes per case.
+        exact: compare the default, and it without its search, to every window in float64, which takes minutes per case.
         sizes: sides of the matrices whose products tell the machine's rate.
         bundle: root of the bundle, by default the one beside this package.
         overrides: ids of inference.json to override.

@@ -97,21 +97,21 @@ class AutocastInferer(Inferer):
         return all(side >= width for side, width in zip(sides, window, strict=True))
 
     def _search_size(self, inputs: torch.Tensor) -> list[int]:
-        return [round(side / self.search) for side in inputs.shape[2:]]
+        return [max(1, round(side / self.search)) for side in inputs.shape[2:]]
 
     def _run_where_found(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Segment with wider voxels, then those windows in full that have tumor, which alone count where they are."""
-        image = convert_to_tensor(inputs)
+        image, windows = convert_to_tensor(inputs), _Windows(network, True)
         small = interpolate(image, self._search_size(image), mode="area")
-        found = self.inferer(small, _Windows(network, True), *args, **kwargs)
+        found = self.inferer(small, windows, *args, **kwargs).to(image.device)
         found = interpolate(found, image.shape[2:], mode="trilinear" if image.dim() == 5 else "bilinear")
         found = found * image.any(1, keepdim=True)
-        if not (found[:, 0] > self.search_threshold).any():
-            return self.inferer(inputs, _Windows(network, True), *args, **kwargs)
-        windows = _Windows(network, True, self.search_threshold)
-        results = self.inferer(torch.cat([inputs, found[:, :1]], 1), windows, *args, **kwargs)
+        guide = found[:, :1].clone()
+        guide[(guide <= self.search_threshold).flatten(1).all(1)] = 1  # nothing found: look everywhere
+        windows.threshold = self.search_threshold
+        results = self.inferer(torch.cat([inputs, guide], 1), windows, *args, **kwargs)
         probs, share = results[:, :-1], results[:, -1:]
-        return torch.where(share > 0, probs / share, found)
+        return torch.where(share > 0, probs / share, found.to(results.device))
 
 
 class MirroringInferer(Inferer):
@@ -166,33 +166,33 @@ class _Windows:
     further channel of the result is then 0 in these, and 1 in all others.
     """
 
-    def __init__(self, network: Callable[..., Any], skip_empty: bool, threshold: float | None = None) -> None:
+    def __init__(self, network: Callable[..., Any], skip_empty: bool) -> None:
         self.network = network
         self.skip_empty = skip_empty
-        self.threshold = threshold
+        self.threshold: float | None = None
         self.background: torch.Tensor | None = None
 
     def __call__(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.skip_empty:
             return self._run(windows, *args, **kwargs)
-        known = torch.zeros(len(windows), dtype=torch.bool, device=windows.device)
-        if self.threshold is not None:
-            windows, found = windows[:, :-1], windows[:, -1]
-            known = (found <= self.threshold).flatten(1).all(1)
-        occupied = windows.flatten(1).any(1)
-        runs = occupied & ~known
+        if self.threshold is None:
+            return self._where(windows.flatten(1).any(1), windows, *args, **kwargs)
+        windows, found = windows[:, :-1], windows[:, -1]
+        empty, wanted = ~windows.flatten(1).any(1), (found > self.threshold).flatten(1).any(1)
+        results = self._where(wanted & ~empty, windows, *args, **kwargs)
+        counts = (wanted | empty).to(results.dtype).view(-1, *[1] * (results.dim() - 1))
+        return torch.cat([results, counts.expand_as(results[:, :1])], 1)
+
+    def _where(self, runs: torch.Tensor, windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run those windows; the result of the others is 0."""
         some = bool(runs.any())
         if some or self.background is None:  # only the network knows how many channels a result has
-            ran = self._run(windows[runs] if some else windows[:1], *args, **kwargs)
-            self.background = torch.zeros_like(ran[:1])
+            found = self._run(windows[runs] if some else windows[:1], *args, **kwargs)
+            self.background = torch.zeros_like(found[:1])
         results = self.background.repeat_interleave(len(windows), dim=0)
         if some:
-            results[runs] = ran
-        if self.threshold is None:
-            return results
-        counts = torch.ones_like(results[:, :1])
-        counts[occupied & known] = 0
-        return torch.cat([results, counts], 1)
+            results[runs] = found
+        return results
 
     def _run(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return self.network(windows.contiguous(memory_format=LAYOUTS[windows.dim()]), *args, **kwargs)
