@@ -5,7 +5,7 @@ Segment corrupted cases, and count how each ends, in the folder of a clone.
 
 A case is cut to 64x64x64 voxels, spoiled in one of the ways below and segmented by a small network with random weights,
 all in one process; the first few are segmented again, each by a command of its own. Each must end in a label map or in
-one line that says what is wrong, and leave nothing half done.
+one line that says what is wrong with which file, and leave nothing half done.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def main(case: str, output: str, number: int = 200, seed: int = 0, commands: int
         ] += 1
         if label.exists() == bool(row["error"]) or "\n" in row["error"] or "Traceback" in row["error"]:
             wrong.append(f"{name} ({kind}): {row['error']}")
+        if row["error"] and not row["error"].startswith((f"case {name}: ", "missing ")):
+            wrong.append(f"{name} ({kind}) is refused without its case and file: {row['error']}")
     wrong += [f"left behind: {path}" for path in (folder / "out").rglob(".*")]
     alone = [name for name in kinds if name in rows]
     wrong += [problem for name in alone[:commands] for problem in _on_the_command_line(name, folder, rows[name])]

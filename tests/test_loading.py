@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import shutil
@@ -343,6 +344,19 @@ def truncate_mha(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
     data["image"][2] = str(path)
 
 
+def sized(side: int, name: str) -> Callable[[dict[str, Any], Path, Arrays], None]:
+    """State a first side of the volume in the header of a NIfTI file."""
+
+    def change(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+        header = bytearray(nib.Nifti1Image(arrays["t2"], np.eye(4)).to_bytes())
+        header[42:44] = side.to_bytes(2, "little", signed=True)  # dim[1]
+        path = folder / name
+        path.write_bytes(gzip.compress(header) if name.endswith(".gz") else header)
+        data["image"][2] = str(path)
+
+    return change
+
+
 def write_text(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
     Path(data["image"][2]).write_text("<html>404</html>")
 
@@ -427,6 +441,9 @@ BAD = {
     "truncated": (truncate, T2 + "file must be readable, got EOFError"),
     "truncated, not compressed": (truncate_plain, r"p1_t2\.nii: file must be readable, got OSError"),
     "truncated MetaImage": (truncate_mha, r"p1_t2\.mha: file must be readable, got RuntimeError"),
+    "no voxels": (sized(0, "p1_t2.nii.gz"), T2 + r"file must hold voxels, got a shape of \(0"),
+    "a side below 0": (sized(-8, "p1_t2.nii.gz"), T2 + r"file must be readable, got"),
+    "a side below 0, not compressed": (sized(-8, "p1_t2.nii"), r"p1_t2\.nii: file must be readable, got OverflowError"),
     "not an image": (write_text, T2 + "file must be readable, got"),
     "other format": (use_png, r"p1_t2\.png: file must end in one of .nii.gz, .nii, .mha, got p1_t2.png"),
     "three channels": (use_4d(3), r"all\.nii\.gz: a file without siblings must be 4-D with 4 channels last, got shape"),

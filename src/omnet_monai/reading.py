@@ -18,7 +18,7 @@ __all__ = ["file_error", "read_file"]
 LARGEST = 1e15
 """Of the intensities: their squares are summed up in float32."""
 
-UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, ImageFileError, HeaderDataError)
+UNREADABLE = (OSError, EOFError, ValueError, OverflowError, RuntimeError, zlib.error, ImageFileError, HeaderDataError)
 
 
 def read_file(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -36,6 +36,8 @@ def read_file(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
         array = np.array(array)  # a copy: an ITK array is a view of an image about to be freed
     except UNREADABLE as error:
         raise file_error(case, file, f"file must be readable, got {type(error).__name__}: {error}") from error
+    if not array.size:
+        raise file_error(case, file, f"file must hold voxels, got a shape of {array.shape}")
     affine = np.asarray(meta["original_affine"], dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         raise file_error(case, file, f"affine must be an invertible 4x4 matrix, got {affine.tolist()}")
