@@ -169,6 +169,7 @@ def test_variants_of_post_processing_set_their_switch_in_the_evaluation_alone(
         (False, 40, None),
         (None, 0, None),
     ]
+    assert all(run["search"] == 0 for run in runs)  # networks are compared on every window
     assert not list(tmp_path.rglob("*.png"))
 
 

@@ -117,6 +117,10 @@ def test_train_and_inference_name_the_same_network_transforms_and_window() -> No
     assert train["search"] == 0  # networks in training are scored on every window,
     assert read(*STACKS["evaluate"])["search"] == inference["search"]  # evaluation scores what inference does
     assert train["validate"]["inferer"] == inference["inferer"]
+    assert {name: inference["inferer"][name] for name in ("search", "search_threshold")} == {
+        "search": "@search",
+        "search_threshold": "@search_threshold",
+    }
     assert train["validate"]["inferer"]["inferer"]["roi_size"] == "@patch_size"
     assert inference["inferer"]["inferer"]["roi_size"] == "@patch_size"
     assert train["train"]["augmentation"]["spatial_size"] == "@patch_size"
