@@ -169,8 +169,7 @@ def _read_sequences(case: str, files: dict[str, Path]) -> tuple[np.ndarray, np.n
     """Read 3-D files that share a grid into float32 of shape ``(4, H, W, D)``, with the first one's affine."""
     with ThreadPoolExecutor() as threads:  # which decompress at the same time
         volumes = dict(zip(files, threads.map(partial(read_file, case), files.values()), strict=True))
-    first, affine = next(iter(volumes.values()))
-    image, shifts = np.zeros((len(SEQUENCES), *first.shape), dtype=np.float32), {}
+    (first, affine), shifts = next(iter(volumes.values())), {}
     for sequence, (volume, own_affine) in volumes.items():
         if volume.ndim != 3:
             raise _error(case, files[sequence], f"{sequence} must be a 3-D image, got shape {volume.shape}")
@@ -178,7 +177,10 @@ def _read_sequences(case: str, files: dict[str, Path]) -> tuple[np.ndarray, np.n
             raise _error(case, files[sequence], f"{sequence} must not be empty, got zeros only")
         grids = (volume.shape, own_affine), (first.shape, affine)
         shifts[files[sequence]] = _grid_shift(case, files[sequence], *grids)
-        image[SEQUENCES.index(sequence)] = volume
+    image = np.zeros((len(SEQUENCES), *first.shape), dtype=np.float32)
+    with ThreadPoolExecutor() as threads:  # files have the first axis innermost, arrays the last: that takes time
+        channels = [image[SEQUENCES.index(sequence)] for sequence in volumes]
+        list(threads.map(np.copyto, channels, [volume for volume, _ in volumes.values()]))
     _warn_of_shifts(case, files[next(iter(files))], shifts)
     missing = [sequence for sequence in SEQUENCES if sequence not in files]
     if missing:

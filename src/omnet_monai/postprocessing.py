@@ -10,7 +10,6 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.transforms.utils import generate_spatial_bounding_box
 from scipy import ndimage
 
 from omnet_monai.regions import ENHANCING, REGIONS, classes_from_regions
@@ -91,7 +90,7 @@ class RemoveUnsureClustersd(RefineRegionsd):
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Clear the unsure clusters."""
-        box, clusters, number = _clusters(probs[_WHOLE] > self.threshold)
+        box, clusters, number = _clusters(probs[: _WHOLE + 1] > self.threshold)
         whole, values = clusters > 0, probs[_WHOLE][box].cpu().numpy()
         peaks = np.zeros(number + 1, values.dtype)
         np.maximum.at(peaks, clusters[whole], values[whole])
@@ -151,8 +150,9 @@ class FillCoreHolesd(RefineRegionsd):
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Fill the holes."""
-        box = _box((probs[: _CORE + 1] > 0.5).all(0))
-        whole, core = (probs[(slice(_CORE + 1), *box)] > 0.5).cpu().numpy()
+        whole, core = (probs[: _CORE + 1] > 0.5).cpu().numpy()
+        box = _box(core & whole)
+        whole, core = whole[box], core[box]
         holes = _enclosed_in_a_plane(core & whole) & whole & ~core
         return _changed(probs, (_CORE, *box), holes, 1)
 
@@ -197,23 +197,25 @@ def remove_small_clusters(
         Probabilities, shape ``(3, *spatial)``; the given tensor itself is left as it was.
     """
     first = list(REGIONS).index(region)
-    box, clusters, number = _clusters((probs[: first + 1] > 0.5).all(0))
+    box, clusters, number = _clusters(probs[: first + 1] > 0.5)
     sizes = np.bincount(clusters.ravel(), minlength=number + 1)
     sizes[0] = sizes[1:].max(initial=0)  # background stays as it is
     small = sizes < min(max_size, max_share * sizes[0])
     return _changed(probs, (slice(first, None), *box), small[clusters], 0)
 
 
-def _clusters(mask: torch.Tensor) -> tuple[tuple[slice, ...], np.ndarray, int]:
-    """Find the box that holds a mask, the numbers of its 26-connected clusters in there, and how many they are."""
+def _clusters(regions: torch.Tensor) -> tuple[tuple[slice, ...], np.ndarray, int]:
+    """Find the box that holds what is in all of regions, its 26-connected clusters' numbers there, and how many."""
+    mask = np.logical_and.reduce([*regions.cpu().numpy()])
     box = _box(mask)
-    return box, *ndimage.label(mask[box].cpu().numpy(), np.ones([3] * mask.ndim))
+    return box, *ndimage.label(mask[box], np.ones([3] * mask.ndim))
 
 
-def _box(mask: torch.Tensor) -> tuple[slice, ...]:
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
     """Find the box that holds a mask: a tumor is a small part of a brain, and what is outside need not be looked at."""
-    starts, ends = generate_spatial_bounding_box(mask[None])
-    return tuple(map(slice, starts, ends))
+    axes = range(mask.ndim)
+    planes = [np.flatnonzero(mask.any(tuple(other for other in axes if other != axis))) for axis in axes]
+    return tuple(slice(found[0], found[-1] + 1) if found.size else slice(0) for found in planes)
 
 
 def _changed(probs: torch.Tensor, part: tuple[slice | int, ...], where: np.ndarray, value: float) -> torch.Tensor:

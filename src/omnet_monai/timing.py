@@ -89,7 +89,7 @@ class Volume:
             peak = peak_memory(self.device)
             memory = [peak, peak - before]
         masks = regions_from_classes(self._refine(probs[0, :, *self.box] if rival.whole else probs[0])["pred"])
-        return took, memory, masks
+        return took, memory, masks.cpu()
 
     def exactness(self, inferers: Mapping[str, AutocastInferer], network: nn.Module) -> dict[str, Any]:
         """
@@ -150,7 +150,7 @@ class Volume:
     def _refine(self, probs: torch.Tensor) -> dict[str, Any]:
         """Run everything between probabilities and the saver: the label map on the case's own grid."""
         image = self.data["image"]
-        pred = MetaTensor(probs.cpu(), meta=dict(image.meta), applied_operations=image.applied_operations)
+        pred = MetaTensor(probs, meta=dict(image.meta), applied_operations=image.applied_operations)
         data = self.data | {"pred": pred}
         for step in self.after:
             data = data if step is self.saver else step(data)
