@@ -50,9 +50,18 @@ def test_rates_are_given_for_each_type_and_size() -> None:
     assert rates["copy"] > 0
 
 
-def test_the_last_of_our_rows_is_the_bundles_own_inferer() -> None:
-    default = AutocastInferer(SlidingWindowInferer((16, 16, 8), 8, 0.125, mode="gaussian"))
+@pytest.mark.parametrize(
+    ("search", "last"),
+    [
+        (0, ["+ overlap 0.125", "+ batches of 8: the default"]),
+        (2.5, ["+ batches of 8", "+ search by 2.5: the default"]),
+    ],
+    ids=["every window", "search"],
+)
+def test_the_last_of_our_rows_is_the_bundles_own_inferer(search: float, last: list[str]) -> None:
+    default = AutocastInferer(SlidingWindowInferer((16, 16, 8), 8, 0.125, mode="gaussian"), search=search)
     rows = own_paths(OMNet(class_counts=(4, 4, 2), features=(2, 2, 4, 4)), default)
+    assert [row.name for row in rows[-2:]] == last
     assert rows[-1].inferer is default
     assert rows[0].whole
     assert not any(row.whole for row in rows[1:])

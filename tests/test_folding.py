@@ -55,9 +55,32 @@ def test_no_normalization_is_left_and_the_network_stays_as_it_was() -> None:
     before, modules = copy.deepcopy(network.state_dict()), str(network)
     copied = folded(network, torch.bfloat16)
     assert not [layer for layer in copied.modules() if isinstance(layer, _BatchNorm)]
-    assert {parameter.dtype for parameter in copied.parameters()} == {torch.bfloat16}
+    types = {name: parameter.dtype for name, parameter in copied.named_parameters()}
+    pointwise = {name for name, dtype in types.items() if dtype != torch.bfloat16}
+    assert {name.rsplit(".", 1)[0] for name in pointwise} == {
+        "heads.0.final.conv",
+        *(f"heads.{head}.segmentation.{part}" for head in (1, 2) for part in ("parts.0", "parts.1", "final")),
+    }
+    assert {types[name] for name in pointwise} == {torch.float32}
     assert str(network) == modules
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d, nn.Conv3d], ids=["2-D", "3-D"])
+@torch.no_grad()
+def test_a_layer_of_single_voxels_keeps_what_bfloat16_cannot_hold(conv: type[nn.Conv2d] | type[nn.Conv3d]) -> None:
+    # 1 + 2 ** -9 lies between two bfloat16 numbers, 1 and 1 + 2 ** -7. With inputs 1 and 3: 1 + 2 ** -9 + 3 * 3 + 0.5.
+    last = conv(2, 1, 1)
+    dims = len(last.kernel_size)
+    last.weight.copy_(torch.tensor([1 + 2**-9, 3.0]).view(1, 2, *[1] * dims))
+    last.bias.fill_(0.5)
+    block = Convolution(dims, 2, 2, adn_ordering="N", norm="batch")
+    x = torch.stack([torch.ones([2] * dims), torch.full([2] * dims, 3.0)])[None].bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = folded(nn.Sequential(block.eval(), last), torch.bfloat16)[1](x)
+    assert out.shape == (1, 1, *[2] * dims)
+    assert out.dtype == torch.float32
+    assert (out == 1 + 2**-9 + 9 + 0.5).all()
 
 
 def test_hooks_of_the_network_watch_the_copy() -> None:

@@ -128,7 +128,7 @@ def _convolutions(network: torch.nn.Module, default: AutocastInferer, device: to
     windows = windows.contiguous(memory_format=LAYOUTS[windows.dim()])
     with torch.autocast(device.type, torch.bfloat16, enabled=amp):
         whole = seconds(lambda: fast(windows), device)
-        layers = convolution_seconds(fast, windows)
+        layers = convolution_seconds(network, windows)
     return {"network": whole, "alone": sum(layer["times"] * layer["seconds"] for layer in layers), "layers": layers}
 
 

@@ -71,8 +71,10 @@ def own_paths(network: nn.Module, default: AutocastInferer) -> list[Rival]:
         ("+ empty windows left out", cast(sliding())),
         (f"+ overlap {window.overlap}", cast(sliding(overlap=window.overlap))),
         (f"+ batches of {window.sw_batch_size}", every_window(default)),
-        (f"+ search by {default.search:g}: the default", default),
     ]
+    if default.search:
+        steps.append((f"+ search by {default.search:g}", default))
+    steps[-1] = f"{steps[-1][0]}: the default", default
     return [Rival(name, network, run, name == "plain", True, place < 2) for place, (name, run) in enumerate(steps)]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from monai.networks.blocks import Convolution
 from torch import nn
+from torch.nn.functional import linear
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -27,7 +28,8 @@ def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     Args:
         network: any network, left as it is.
         dtype: type to keep the convolutions' weights in, such as ``torch.bfloat16``, so that autocast need not cast
-            them for each window; ``None`` for the type they have.
+            them for each window; ``None`` for the type they have. Those of kernel size 1, which the heads end in, stay
+            in float32 then, whatever autocast says: they are a hundredth of the work, and half of the rounding.
 
     Returns:
         The copy, without the normalization and with weights in the channels-last memory format, not for training; what
@@ -40,6 +42,8 @@ def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     for block in blocks:
         _take_over(block.conv, block.adn.N, block.is_transposed)
         del block.adn.N
+    if dtype:
+        _keep_pointwise(network)
     for layer in network.modules():
         if isinstance(layer, nn.ReLU):
             layer.inplace = True
@@ -48,6 +52,19 @@ def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
             layer.weight = nn.Parameter(weight, requires_grad=False)
             layer.bias = None if layer.bias is None else nn.Parameter(layer.bias.to(dtype=dtype), requires_grad=False)
     return network
+
+
+class _Pointwise(nn.Module):
+    """A convolution of kernel size 1 in float32, under autocast too: as a product of matrices it is fast there."""
+
+    def __init__(self, conv: _ConvNd) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(conv.weight.flatten(1).float(), requires_grad=False)
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.float(), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return linear(x.float().movedim(1, -1), self.weight, self.bias).movedim(-1, 1)
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:
@@ -65,6 +82,14 @@ def _take_over(conv: _ConvNd, norm: _BatchNorm, transposed: bool) -> None:
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias, transposed
     )
+
+
+def _keep_pointwise(network: nn.Module) -> None:
+    """Let convolutions of kernel size 1 compute in float32."""
+    for parent in list(network.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, (nn.Conv2d, nn.Conv3d)) and {*layer.kernel_size, *layer.stride, layer.groups} == {1}:
+                setattr(parent, name, _Pointwise(layer))
 
 
 def _folds(block: Any) -> bool:
