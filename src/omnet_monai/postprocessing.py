@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -205,8 +206,8 @@ def remove_small_clusters(
 
 
 def _clusters(regions: torch.Tensor) -> tuple[tuple[slice, ...], np.ndarray, int]:
-    """Find the box that holds what is in all of regions, its 26-connected clusters' numbers there, and how many."""
-    mask = np.logical_and.reduce([*regions.cpu().numpy()])
+    """Find the box of what is in all regions, the numbers of its 26-connected clusters there, and how many they are."""
+    mask = reduce(np.logical_and, regions.cpu().numpy())
     box = _box(mask)
     return box, *ndimage.label(mask[box], np.ones([3] * mask.ndim))
 
