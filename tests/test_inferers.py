@@ -217,6 +217,25 @@ def test_the_threshold_of_the_search_is_of_the_tumors_probability(threshold: flo
     assert counter.windows == 2 + windows
 
 
+@pytest.mark.parametrize(("peak", "windows"), [(0.0, 2), (0.2, 2), (0.3, 1)], ids=["any", "below", "above"])
+@torch.no_grad()
+def test_a_cluster_that_the_search_is_unsure_of_does_not_count(peak: float, windows: int) -> None:
+    x = brain_with_tumor(64, 32, 16)
+    x[:, :, 48:64, :16, :8] = 0.25  # as unsure as that in a window of its own, whole
+    settings = {"search_threshold": 0.125, "search_peak": peak, **SEARCH}
+    network = Recorder(searches=2, answer=0.7)
+    out = AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **settings)(x, network)
+    assert network.windows == 2 + windows
+    assert out[0, 0, 56, 8, 4].item() == pytest.approx(0.7 if windows == 2 else 0.25)
+
+
+@torch.no_grad()
+def test_a_search_that_finds_nothing_but_unsure_clusters_looks_everywhere() -> None:
+    x, network = brain_with_tumor(64, 32, 16) / 5, Recorder(searches=2)  # tumor is 0.2
+    AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), search_peak=0.3, **SEARCH)(x, network)
+    assert network.windows == 2 + 16
+
+
 @torch.no_grad()
 def test_a_search_that_finds_tumor_everywhere_changes_nothing() -> None:
     # Half of the image is empty; these windows are background, and count where they overlap those that ran.
@@ -262,8 +281,9 @@ def test_training_does_not_search() -> None:
             r"needs a SlidingWindowInferer, got SimpleInferer: set search to 0",
         ),
         ({"search_threshold": 1.0}, r"search_threshold must be in \[0, 1\), got 1\.0"),
+        ({"search_peak": -0.1}, r"search_peak must be in \[0, 1\), got -0\.1"),
     ],
-    ids=["no wider", "negative", "no windows", "threshold"],
+    ids=["no wider", "negative", "no windows", "threshold", "peak"],
 )
 def test_a_search_that_cannot_be_is_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from torch.nn.modules.dropout import _DropoutNd
 
 from omnet_monai.networks.folding import LAYOUTS, folded
+from omnet_monai.postprocessing import remove_unsure_clusters
 
 __all__ = ["AutocastInferer", "MirroringInferer", "default_device", "has_bfloat16", "windows_at_once"]
 
@@ -42,11 +43,12 @@ class AutocastInferer(Inferer):
             search. All of them run if it is 0, if nothing is found, if the wider voxels of the image do not fill a
             window, and if a sequence is 0 throughout: of such a case a network is less sure.
         search_threshold: in the search, tumor is where the first channel of the result, WT, exceeds this.
+        search_peak: clusters of it in which WT is nowhere above this do not count; 0 counts all.
 
     Raises:
         ValueError: if a switch is no truth value: "--amp false" on the command line is a text, and would count as true;
-            if ``search`` is neither 0 nor above 1, or the inferer has no windows; if ``search_threshold`` is not in
-            [0, 1).
+            if ``search`` is neither 0 nor above 1, or the inferer has no windows; if ``search_threshold`` or
+            ``search_peak`` is not in [0, 1).
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class AutocastInferer(Inferer):
         skip_empty: bool = True,
         search: float = 0.0,
         search_threshold: float = 0.125,
+        search_peak: float = 0.0,
     ) -> None:
         super().__init__()
         for name, switch in {"amp": amp, "fold": fold, "skip_empty": skip_empty}.items():
@@ -66,14 +69,16 @@ class AutocastInferer(Inferer):
             raise ValueError(f"search must be 0 or above 1, got {search}")
         if search and not isinstance(inferer, SlidingWindowInferer):
             raise ValueError(f"search needs a SlidingWindowInferer, got {type(inferer).__name__}: set search to 0")
-        if not 0 <= search_threshold < 1:
-            raise ValueError(f"search_threshold must be in [0, 1), got {search_threshold}")
+        for name, value in {"search_threshold": search_threshold, "search_peak": search_peak}.items():
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
         self.inferer = inferer
         self.amp = amp
         self.fold = fold
         self.skip_empty = skip_empty
         self.search = search
         self.search_threshold = search_threshold
+        self.search_peak = search_peak
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what the wrapped inferer returns for ``inputs``, shape ``(B, C, *spatial)``."""
@@ -104,9 +109,12 @@ class AutocastInferer(Inferer):
         image, windows = convert_to_tensor(inputs), _Windows(network, True)
         small = interpolate(image, self._search_size(image), mode="area")
         found = self.inferer(small, windows, *args, **kwargs).to(image.device)
-        found = interpolate(found, image.shape[2:], mode="trilinear" if image.dim() == 5 else "bilinear")
-        found = found * image.any(1, keepdim=True)
-        guide = found[:, :1].clone()
+        sure = [remove_unsure_clusters(whole, self.search_peak, self.search_threshold) for whole in found[:, :1]]
+        mode = "trilinear" if image.dim() == 5 else "bilinear"
+        found, guide = (
+            interpolate(part, image.shape[2:], mode=mode) * image.any(1, keepdim=True)
+            for part in (found, torch.stack(sure))
+        )
         guide[(guide <= self.search_threshold).flatten(1).all(1)] = 1  # nothing found: look everywhere
         windows.threshold = self.search_threshold
         results = self.inferer(torch.cat([inputs, guide], 1), windows, *args, **kwargs)

@@ -22,6 +22,7 @@ __all__ = [
     "RemoveSmallClustersd",
     "RemoveUnsureClustersd",
     "remove_small_clusters",
+    "remove_unsure_clusters",
 ]
 
 _WHOLE, _CORE, _ENHANCING = range(len(REGIONS))
@@ -91,13 +92,7 @@ class RemoveUnsureClustersd(RefineRegionsd):
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
         """Clear the unsure clusters."""
-        box, clusters, number = _clusters(probs[: _WHOLE + 1] > self.threshold)
-        whole, values = clusters > 0, probs[_WHOLE][box].cpu().numpy()
-        peaks = np.zeros(number + 1, values.dtype)
-        np.maximum.at(peaks, clusters[whole], values[whole])
-        unsure = peaks <= self._limit(data)
-        unsure[0] = False  # background stays as it is
-        return _changed(probs, (slice(None), *box), unsure[clusters], 0)
+        return remove_unsure_clusters(probs, self._limit(data), self.threshold)
 
     def _limit(self, data: Mapping[Hashable, Any]) -> float:
         complete = self.image_key not in data or all(sequence.any() for sequence in data[self.image_key])
@@ -178,6 +173,26 @@ class RelabelSmallEnhancingd(RefineRegionsd):
         if enhancing * voxel >= self.max_volume:
             return probs
         return probs.index_fill(0, torch.tensor([_ENHANCING], device=probs.device), 0)
+
+
+def remove_unsure_clusters(probs: torch.Tensor, min_peak: float, threshold: float = 0.5) -> torch.Tensor:
+    """
+    Set all probabilities to 0 in each 26-connected cluster of WT where its own is nowhere above ``min_peak``.
+
+    Args:
+        probs: probabilities of WT and maybe of further regions in [0, 1], shape ``(R, *spatial)``.
+        min_peak: what the probability of WT must exceed somewhere.
+        threshold: WT is where its probability exceeds this.
+
+    Returns:
+        Probabilities of the same shape; the given tensor itself is left as it was.
+    """
+    box, clusters, number = _clusters(probs[: _WHOLE + 1] > threshold)
+    whole, values = clusters > 0, probs[_WHOLE][box].cpu().numpy()
+    peaks = np.zeros(number + 1, values.dtype)
+    np.maximum.at(peaks, clusters[whole], values[whole])
+    unsure = (peaks <= min_peak) & (np.arange(number + 1) > 0)  # background stays as it is
+    return _changed(probs, (slice(None), *box), unsure[clusters], 0)
 
 
 def remove_small_clusters(
