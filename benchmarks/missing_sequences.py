@@ -51,7 +51,7 @@ def main(datalist: str, output: str, *weights: str, **overrides: Any) -> None:
         dice[lost] = {}
         for fold, path in enumerate(weights):
             folder = out / f"{lost}-fold{fold}"
-            if not (folder / "scores.csv").is_file():
+            if not _is_scored(folder / "scores.csv", datalist, fold):
                 cases = write_without(lost, datalist, fold, out / "datalists" / f"{lost}-fold{fold}.json")
                 score(cases, fold, Path(path).resolve(), folder, overrides)
             dice[lost] |= {case: np.array(scores) for case, scores in read_dice(folder / "scores.csv").items()}
@@ -59,6 +59,12 @@ def main(datalist: str, output: str, *weights: str, **overrides: Any) -> None:
     with whole_file(out / "table.md") as part:
         part.write_text(text, encoding="utf-8")
     print(text)
+
+
+def _is_scored(file: Path, datalist: str, fold: int) -> bool:
+    """Tell whether a table has scores of every case of a fold: one that failed is in it without."""
+    cases = {case["case"] for case in read_scored_cases(datalist, "training", fold)}
+    return file.is_file() and set(read_dice(file)) == cases
 
 
 def write_without(lost: str, datalist: str, fold: int, path: Path) -> Path:

@@ -11,10 +11,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from filelock import FileLock
 from monai.utils import optional_import
 
 from omnet_monai.budget import clock
 from omnet_monai.datalist import read_cases, read_scored_cases
+from omnet_monai.files import keep_settings, sha256
 from omnet_monai.inferers import default_device, has_bfloat16
 from omnet_monai.loading import LoadCased
 from omnet_monai.scoring import score
@@ -69,7 +71,10 @@ def race(
     os.environ.update(
         nnUNet_raw=str(folder / "raw"), nnUNet_preprocessed=str(folder / "ready"), nnUNet_results=str(out)
     )
-    _prepare(folder, datalist)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        keep_settings(folder / "settings.json", {"datalist_sha256": sha256(datalist)})
+        _prepare(folder, datalist)
     os.environ.update(nnUNet_compile="false")
     if not torch.cuda.is_available():
         os.environ.update(nnUNet_n_proc_DA="0")  # patches are cut in the process whose time counts

@@ -28,6 +28,7 @@ import nnunet
 import numpy as np
 import torch
 from entrants import ENTRANTS, SEGRESNET, TIMED, Entrant
+from filelock import FileLock
 from monai.bundle import run
 
 from omnet_monai import __version__
@@ -35,7 +36,7 @@ from omnet_monai.budget import train_once
 from omnet_monai.cost import machine
 from omnet_monai.datalist import read_cases, read_scored_cases
 from omnet_monai.demo import bundle_root
-from omnet_monai.files import require_same, sha256, whole_file
+from omnet_monai.files import keep_settings, require_same, sha256, whole_file
 from omnet_monai.regions import REGIONS
 from omnet_monai.results import read_dice
 from omnet_monai.summary import paired_differences
@@ -135,6 +136,7 @@ class Race:
     def run(self, name: str, fold: int | None, trial: int) -> dict[str, Any]:
         """Train and score an entrant, unless that is done."""
         out = self._folder_of(name, fold, trial)
+        keep_settings(out / "settings.json", self.settings)
         if not self.result(name, fold, trial):
             print(f"\n=== {out.name}", flush=True)
             race = self.run_nnunet if name == "nnunet" else self.run_bundle
@@ -192,7 +194,7 @@ class Race:
         rows = {name: [self.result(name, fold, self.choice(name)) for fold in places] for name in names}
         done = {name: runs for name, runs in rows.items() if all(runs)}
         text = _table(done) + f"\nMachine: {machine()}.\n"
-        with whole_file(self.folder / "race.md") as part:
+        with FileLock(self.folder / ".lock"), whole_file(self.folder / "race.md") as part:
             part.write_text(text, encoding="utf-8")
         return text
 

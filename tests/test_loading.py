@@ -121,6 +121,20 @@ def form_name(form: Callable[..., Any]) -> str:
     return form.__name__.removeprefix("save_")
 
 
+def test_the_affine_is_that_of_the_sform_where_the_header_states_another_spacing(
+    tmp_path: Path, arrays: Arrays
+) -> None:
+    # A tilt of 8 degrees with four digits: columns are not quite as long as the spacing says, and there is no qform.
+    tilted = np.array([[-1, 0, 0, 80], [0, -0.9903, -0.1392, 100], [0, -0.1392, 0.9903, -60], [0, 0, 0, 1.0]])
+    for sequence, ending in ENDINGS.items():
+        image = nib.Nifti1Image(arrays[sequence], None)
+        image.set_sform(tilted, code=1)
+        image.set_qform(None, code=0)
+        image.header.set_zooms((1, 1, 1))
+        nib.save(image, tmp_path / f"p1_{ending}.nii.gz")
+    np.testing.assert_allclose(LoadCased()({"image": str(tmp_path)})["image"].affine, tilted, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", FORMS, ids=form_name)
 def test_every_form_gives_the_same_image_and_meta(tmp_path: Path, arrays: Arrays, form: Callable[..., Any]) -> None:
     image = LoadCased()(form(tmp_path, arrays))["image"]

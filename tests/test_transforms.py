@@ -317,6 +317,25 @@ def test_the_label_map_is_that_of_the_probabilities_on_the_cases_grid() -> None:
     assert torch.equal(label, RegionsToLabelsd("pred")(inverted)["pred"])
 
 
+@pytest.mark.parametrize("name", ["shear", "half a voxel", "twice a voxel", "turn"])
+def test_the_label_map_is_that_of_the_probabilities_whatever_is_resampled(name: str) -> None:
+    affine = torch.eye(4, dtype=torch.float64)
+    if name == "shear":  # all voxels are 1 mm wide, within 0.002 %
+        affine[0, 1] = 0.006
+    elif name == "turn":
+        affine[:2, :2] = torch.tensor([[0.96, -0.28], [0.28, 0.96]])
+    else:
+        affine[0, 0] = {"half a voxel": 2.0, "twice a voxel": 0.5}[name]
+    image = MetaTensor(torch.ones(1, 12, 10, 8), affine=affine, meta={"original_affine": affine.numpy()})
+    chain = Compose([Spacingd("image", pixdim=1.0, diagonal=name == "turn")])
+    data = chain({"image": image})
+    probs = torch.rand(3, *data["image"].shape[1:], generator=torch.Generator().manual_seed(0))
+    data["pred"] = MetaTensor(probs, meta=data["image"].meta)
+    inverted = Invertd("pred", transform=chain, orig_keys="image", nearest_interp=False)(data)
+    label = InvertToLabelsd("pred", transform=chain, orig_keys="image")(data)["pred"]
+    assert torch.equal(label, RegionsToLabelsd("pred")(inverted)["pred"])
+
+
 def test_without_resampling_the_label_map_is_the_same_and_one_channel_is_brought_back() -> None:
     affine = torch.tensor([[0, -1.5, 0, 3], [1.0, 0, 0, 9], [0, 0, 2.0, 5], [0, 0, 0, 1]], dtype=torch.float64)
     image = MetaTensor(torch.zeros(1, 6, 5, 4), affine=affine, meta={"original_affine": affine.numpy()})

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -56,8 +57,8 @@ class MappedDataset(Dataset):
         if not file.exists():
             prepared = {key: _kept(value) for key, value in self.transform(case).items()}
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            # Two processes may come to the same case at the same time: each writes its own, and the last one stays.
-            temporary = file.with_name(f".{file.name}.{os.getpid()}")
+            # Processes, even of several machines, may come to a case at once: each writes its own, the last one stays.
+            temporary = file.with_name(f".{file.name}.{uuid4().hex}")
             try:
                 torch.save(prepared, temporary)
                 os.replace(temporary, file)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import Any
 
+import nibabel
 import numpy as np
-from monai.data import ITKReader, NibabelReader
+from monai.data import ITKReader
 from monai.utils import optional_import
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
@@ -30,15 +32,12 @@ def read_file(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
     mha = file.name.lower().endswith(".mha")
     if mha and not optional_import("itk")[1]:
         raise ImportError(f"case {case}: {file}: MetaImage files need ITK: pip install itk-io")
-    reader = ITKReader() if mha else NibabelReader()
     try:
-        array, meta = reader.get_data(reader.read(str(file)))
-        array = np.array(array)  # a copy: an ITK array is a view of an image about to be freed
+        array, affine = _read_mha(file) if mha else _read_nifti(file)
     except UNREADABLE as error:
         raise file_error(case, file, f"file must be readable, got {type(error).__name__}: {error}") from error
     if not array.size:
         raise file_error(case, file, f"file must hold voxels, got a shape of {array.shape}")
-    affine = np.asarray(meta["original_affine"], dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         raise file_error(case, file, f"affine must be an invertible 4x4 matrix, got {affine.tolist()}")
     if array.dtype.kind not in "biuf":
@@ -49,6 +48,18 @@ def read_file(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
     if max(float(array.max()), -float(array.min())) > LARGEST:
         raise file_error(case, file, f"values must be within {LARGEST:g}, got {array.min():g} to {array.max():g}")
     return array.reshape(array.shape[:3] + tuple(size for size in array.shape[3:] if size > 1)), affine
+
+
+def _read_nifti(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    # Not by MONAI's NibabelReader: where an sform's spacing is off by 1e-5 it takes the qform, even one that is unset.
+    image: Any = nibabel.load(file)
+    return np.array(np.asanyarray(image.dataobj)), np.asarray(image.affine, dtype=np.float64)
+
+
+def _read_mha(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    reader = ITKReader()
+    array, meta = reader.get_data(reader.read(str(file)))
+    return np.array(array), np.asarray(meta["original_affine"], dtype=np.float64)  # copies: ITK's are about to be freed
 
 
 def file_error(case: str, file: Path, rule: str) -> ValueError:

@@ -75,7 +75,7 @@ def segment(
         t2: file of its T2.
         flair: file of its FLAIR.
         order: the channels of 4-D files, such as ``flair,t1,t1c,t2``; needed where no layout tells it.
-        allow_missing: segment cases that lack sequences, which the weights were not trained for; the finding "missing"
+        allow_missing: segment cases that lack sequences, as the weights learned to, at a loss; the finding "missing"
             tells what to expect.
         scheme: label scheme of the codes to write, brats2015, brats2017, brats2023 or msd.
         naming: "bundle" for ``<case>_seg.nii.gz``, "brats" for ``<case>.nii.gz`` as challenges take it.

@@ -8,10 +8,10 @@ from functools import reduce
 from typing import Any
 
 import nibabel
+import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor, PathLike
 from monai.data import MetaTensor, NibabelWriter
-from monai.data.utils import affine_to_spacing
 from monai.transforms import Invertd, InvertibleTransform, MapTransform
 
 from omnet_monai.cropping import RandCropByTaskd
@@ -130,12 +130,12 @@ class InvertToLabelsd(Invertd):
 
 
 def _may_be_resampled(image: Any) -> bool:
-    """Tell whether voxels of a prepared image are of another size than its file's along any axis, or nobody knows."""
+    """Tell whether the axes of a prepared image are more than its file's in another order and direction, or unknown."""
     original = image.meta.get("original_affine") if isinstance(image, MetaTensor) else None
     if original is None:
         return True
-    before, after = (affine_to_spacing(affine).sort().values for affine in (torch.as_tensor(original), image.affine))
-    return not torch.allclose(before.double(), after.double(), rtol=1e-3)
+    turn = np.linalg.solve(np.asarray(original)[:-1, :-1], np.asarray(image.affine)[:-1, :-1])
+    return not np.allclose(abs(turn), abs(turn).round().clip(max=1), rtol=0, atol=1e-4)
 
 
 class LabelsToRegionsd(MapTransform):

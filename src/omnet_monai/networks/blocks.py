@@ -98,7 +98,7 @@ class ComplementarySegmentation(nn.Module):
         for k, part in enumerate(self.parts):
             scale = weights[:, k].reshape([weights.shape[0], weights.shape[2]] + ones)
             joined = joined + part(features * scale.to(features.dtype)) * probs[:, k : k + 1]
-        return self.final(joined.to(features.dtype))
+        return self.final(joined.to(self.final.weight.dtype))
 
 
 class CrossTaskGuidedAttention(nn.Module):
