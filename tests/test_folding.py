@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from omnet_monai.networks import OMNet, folded
+from omnet_monai.networks.blocks import ComplementarySegmentation
 
 
 def trained_network(spatial_dims: int = 3, **arguments) -> OMNet:
@@ -81,6 +82,19 @@ def test_a_layer_of_single_voxels_keeps_what_bfloat16_cannot_hold(conv: type[nn.
     assert out.shape == (1, 1, *[2] * dims)
     assert out.dtype == torch.float32
     assert (out == 1 + 2**-9 + 9 + 0.5).all()
+
+
+@torch.no_grad()
+def test_attention_does_not_round_between_its_last_two_layers() -> None:
+    segmentation = ComplementarySegmentation(3, 1, 1, categories=1)
+    for layer, weight in ((segmentation.parts[0], 1 + 2**-9), (segmentation.final, 1.0)):
+        nn.init.constant_(layer.weight, weight)
+        nn.init.zeros_(layer.bias)
+    copied = folded(nn.Sequential(Convolution(3, 1, 1, norm="batch").eval(), segmentation), torch.bfloat16)[1]
+    features = torch.ones(1, 1, 2, 2, 2, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = copied(features, features.float(), torch.ones(1, 1, 1))
+    assert (out.double() == 1 + 2**-9).all()  # bfloat16 would have 1
 
 
 def test_hooks_of_the_network_watch_the_copy() -> None:

@@ -30,7 +30,7 @@ def test_each_sequence_is_taken_away_in_turn_and_what_that_loses_is_told(
             lost = [place for place, file in enumerate(case["image"], start=1) if file is None]
             seen.append((fold, sum(lost)))
             found[f"{output_dir}/scores.csv"] = {case["case"]: [0.5 - 0.1 * sum(lost)] * 3}
-        Path(output_dir).mkdir(parents=True)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
         (Path(output_dir) / "scores.csv").touch()
 
     found: dict[str, dict[str, list[float]]] = {}
@@ -43,6 +43,9 @@ def test_each_sequence_is_taken_away_in_turn_and_what_that_loses_is_told(
     assert lines[2] == "| none | 0.500/0.500/0.500 | 0.000/0.000/0.000 |"
     assert lines[6] == "| flair | 0.100/0.100/0.100 | 0.400/0.400/0.400 |"
     script.main(str(phantoms / "datalist.json"), str(tmp_path), weights, weights)
-    assert len(seen) == 10  # nothing is scored again
+    assert len(seen) == 10  # nothing is scored again,
+    found[str(tmp_path / "t2-fold1" / "scores.csv")].clear()
+    script.main(str(phantoms / "datalist.json"), str(tmp_path), weights, weights)
+    assert seen[10:] == [(1, 3)]  # but a fold whose case failed
     with pytest.raises(ValueError, match="same settings to be continued, differs in weights_sha256"):
         script.main(str(phantoms / "datalist.json"), str(tmp_path), weights)
