@@ -26,8 +26,8 @@ class AutocastInferer(Inferer):
 
     MONAI's engines know only CUDA autocast, and MONAI Label calls ``inferer(inputs, network)`` and nothing else: here
     both get mixed precision. Without gradients, the network is one copy for the call whose batch normalization is
-    folded into its convolutions, and a window without brain is not run: its result is 0. Nor is, if tumor is searched
-    for first, one without a trace of it.
+    folded into its convolutions, and what it says outside the brain does not count: the result is 0 there, and a window
+    without brain is not run. Nor is, if tumor is searched for first, one without a trace of it.
 
     A network in training mode but without gradients, as MONAI Label has it to score cases by what dropout changes, is
     put into evaluation mode with its dropout on, and stays so.
@@ -37,7 +37,7 @@ class AutocastInferer(Inferer):
         amp: run convolutions in bfloat16 where the hardware computes in it; float32 elsewhere, and when training on a
             CPU with patches whose first of three sides the network shrinks to 2 voxels: below 17 with four levels.
         fold: without gradients, fold batch normalization, and keep weights in bfloat16 where that is computed in.
-        skip_empty: without gradients, do not run windows that are 0 throughout.
+        skip_empty: without gradients, return 0 where all channels are 0, and do not run windows that are so throughout.
         search: without gradients and with ``skip_empty``, segment the image with voxels this many times as wide first
             (ours). Only windows that then have tumor somewhere are run in full; the others keep what was found in the
             search. All of them run if it is 0, if nothing is found, if the wider voxels of the image do not fill a
@@ -90,8 +90,10 @@ class AutocastInferer(Inferer):
         skip = self.skip_empty and inference
         with torch.autocast(kind, torch.bfloat16, enabled=amp):
             if skip and self._searches(inputs):
-                return self._run_where_found(inputs, network, *args, **kwargs)
-            return self.inferer(inputs, _Windows(network, skip), *args, **kwargs)
+                results = self._run_where_found(inputs, network, *args, **kwargs)
+            else:
+                results = self.inferer(inputs, _Windows(network, skip), *args, **kwargs)
+        return results * inputs.any(1, keepdim=True).to(results.device) if skip else results
 
     def _searches(self, inputs: torch.Tensor) -> bool:
         """Tell whether the search is on, the image complete, and large enough for it to save anything."""
@@ -111,10 +113,8 @@ class AutocastInferer(Inferer):
         found = self.inferer(small, windows, *args, **kwargs).to(image.device)
         sure = [remove_unsure_clusters(whole, self.search_peak, self.search_threshold) for whole in found[:, :1]]
         mode = "trilinear" if image.dim() == 5 else "bilinear"
-        found, guide = (
-            interpolate(part, image.shape[2:], mode=mode) * image.any(1, keepdim=True)
-            for part in (found, torch.stack(sure))
-        )
+        found, guide = (interpolate(part, image.shape[2:], mode=mode) for part in (found, torch.stack(sure)))
+        guide *= image.any(1, keepdim=True)
         guide[(guide <= self.search_threshold).flatten(1).all(1)] = 1  # nothing found: look everywhere
         windows.threshold = self.search_threshold
         results = self.inferer(torch.cat([inputs, guide], 1), windows, *args, **kwargs)
@@ -194,7 +194,8 @@ class _Windows:
     def _where(self, runs: torch.Tensor, windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run those windows; the result of the others is 0."""
         some = bool(runs.any())
-        if some or self.background is None:  # only the network knows how many channels a result has
+        # Only the network knows how many channels a result has; a search may have windows of another size.
+        if some or self.background is None or self.background.shape[2:] != windows.shape[2:]:
             found = self._run(windows[runs] if some else windows[:1], *args, **kwargs)
             self.background = torch.zeros_like(found[:1])
         results = self.background.repeat_interleave(len(windows), dim=0)
