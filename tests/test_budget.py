@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from omnet_monai import budget
 from omnet_monai.budget import TimeBudget
-from omnet_monai.sampling import EpochDataset
+from omnet_monai.sampling import EpochDataset, EpochSampler
 
 
 class Clock:
@@ -42,16 +42,17 @@ class Numbers(Dataset):
 def train(clock: Clock, steps: dict[int, float], done: int = 0, workers: int = 0) -> tuple[list[Any], TimeBudget]:
     """Train for 20 s in 5 epochs, each step for 1 s or what ``steps`` says; list epoch, rate and data of each step."""
     dataset = EpochDataset(Numbers(), lambda case: case, length=1000)
-    given, seen = TimeBudget(20, 5, dataset, warmup=0.2), []
+    sampler = EpochSampler(dataset)
+    given, seen = TimeBudget(20, 5, sampler, warmup=0.2), []
 
     def step(engine: Engine, batch: Any) -> None:
         seen.append((engine.state.epoch, given.rate(), batch.item()))
         clock.time += steps.get(len(seen), 1.0)
 
     trainer = Engine(step)
-    trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: setattr(dataset, "epoch", engine.state.epoch))
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: setattr(sampler, "epoch", engine.state.epoch))
     given.attach(trainer)
-    loader = DataLoader(dataset, batch_size=1, num_workers=workers)
+    loader = DataLoader(dataset, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
     trainer.state.epoch, trainer.state.max_epochs, trainer.state.epoch_length = done, 5, len(loader)
     trainer.state.iteration = done * len(loader)
     trainer.run(loader)
@@ -90,5 +91,5 @@ def test_every_epoch_has_samples_of_its_own(clock: Clock, workers: int) -> None:
     seen, _ = train(clock, {}, workers=workers)
     dataset = EpochDataset(Numbers(), lambda case: case, length=1000)
     for epoch in range(1, 6):
-        dataset.epoch = epoch
-        assert [data for number, _, data in seen if number == epoch] == [dataset[place] for place in range(4)]
+        expected = [dataset[(epoch - 1) * 1000 + place] for place in range(4)]
+        assert [data for number, _, data in seen if number == epoch] == expected

@@ -31,7 +31,7 @@ from omnet_monai.losses import OMNetLoss
 from omnet_monai.networks import OMNet
 from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS
 from omnet_monai.report import CaseTable
-from omnet_monai.sampling import EpochDataset, EpochSeedHandler
+from omnet_monai.sampling import EpochDataset, EpochSampler, EpochSeedHandler
 from omnet_monai.transforms import LabelsToRegionsd, RandCropByTaskd, RegionsToLabelsd
 from omnet_monai.validation import ValidationToTheEnd
 from omnet_monai.weights import ModelFile, SaveBest, SaveLast, StrictCheckpointLoader, load_weights
@@ -270,7 +270,12 @@ def test_a_resumed_run_goes_on_with_everything(tmp_path: Path, caplog: pytest.Lo
     old = make_run(tmp_path, trained=3)
     old.checkpoint.save(2)
     assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint.pt"]
-    assert set(torch.load(tmp_path / "checkpoint.pt", weights_only=True)) == {"identity", "epoch", *old.parts}
+    assert set(torch.load(tmp_path / "checkpoint.pt", weights_only=True)) == {
+        "identity",
+        "epoch",
+        "finished",
+        *old.parts,
+    }
     new = make_run(tmp_path, seed=1)
     new.checkpoint.start(new.trainer, [], weights=str(tmp_path / "not looked at"))
     assert same(states(old), states(new))
@@ -317,6 +322,33 @@ def test_another_run_is_not_taken_up_and_weights_are_loaded_instead(
     assert same(states(fresh)["optimizer"], states(new)["optimizer"])
 
 
+@pytest.mark.parametrize(
+    ("change", "finished", "kept"),
+    [({"data": "b"}, False, True), ({"data": "b"}, True, False), ({}, False, False)],
+    ids=["other data", "other data, finished", "the same run"],
+)
+def test_an_unfinished_run_of_other_settings_keeps_its_checkpoint_under_another_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], finished: bool, kept: bool
+) -> None:
+    make_run(tmp_path, trained=3).checkpoint.save(2, finished)
+    written = (tmp_path / "checkpoint.pt").read_bytes()
+    new = make_run(tmp_path, **change)
+    new.checkpoint.start(new.trainer)
+    new.checkpoint.save(1)
+    other = tmp_path / "checkpoint_epoch2.pt"
+    assert other.is_file() == kept
+    if kept:
+        assert other.read_bytes() == written
+        said = "was of a run with other settings, after its epoch 2: renamed to checkpoint_epoch2.pt."
+        assert caplog.messages == [f"{tmp_path / 'checkpoint.pt'} {said}"]
+
+
+def test_a_layer_with_other_settings_makes_another_run(tmp_path: Path) -> None:
+    plain, slow = (nn.Sequential(nn.BatchNorm3d(2, momentum=momentum)) for momentum in (0.1, 0.01))
+    runs = [RunCheckpoint(tmp_path / "checkpoint.pt", {"network": network}, []) for network in (plain, slow, plain)]
+    assert runs[0].identity == runs[2].identity != runs[1].identity
+
+
 def test_starting_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     new = make_run(tmp_path)
     with pytest.raises(ValueError, match="weights must be a file"):
@@ -332,6 +364,7 @@ def test_a_checkpoint_is_written_at_the_end_of_each_epoch(tmp_path: Path) -> Non
     )
     run.trainer.run([0] * 5)
     assert epochs == [1, 2, 3, 4]
+    assert torch.load(run.checkpoint.path, weights_only=True)["finished"]
 
 
 def test_a_run_whose_last_weights_could_not_be_written_is_taken_up(
@@ -421,17 +454,25 @@ def make_training(folder: Path, num_workers: int, seed: int) -> SimpleNamespace:
         val_handlers=[CaseTable(), SaveBest(model_file, curriculum, "dice_mean")],
     )
     patches = EpochDataset(cases, [RandCropByTaskd(SIZE, num_samples=1, margin=0.17)], STEPS * CASES_PER_STEP)
+    sampler = EpochSampler(patches)
     trainer = SupervisedTrainer(
         device=device,
         max_epochs=EPOCHS,
-        train_data_loader=DataLoader(patches, batch_size=CASES_PER_STEP, num_workers=num_workers),
+        train_data_loader=DataLoader(
+            patches,
+            batch_size=CASES_PER_STEP,
+            sampler=sampler,
+            generator=torch.Generator(),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+        ),
         network=network,
         optimizer=optimizer,
         loss_function=loss_function,
         inferer=AutocastInferer(SimpleInferer()),
         prepare_batch=PrepareTaskBatch(curriculum, BatchAugmentation(SIZE, 0.5, 0.3, 0.2, scale=0.25, shift=0.3)),
         train_handlers=[
-            EpochSeedHandler(patches),
+            EpochSeedHandler(sampler),
             CurriculumHandler(curriculum, loss_function),
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
             ValidationToTheEnd(evaluator, interval=1),

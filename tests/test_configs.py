@@ -74,8 +74,8 @@ def test_no_expression_has_a_branch_or_logic_of_its_own(path: Path) -> None:
 @pytest.mark.parametrize("names", STACKS.values(), ids=STACKS)
 def test_every_import_is_used_and_every_reference_exists(names: list[str]) -> None:
     parser = read(*names)
-    # evaluate.json is what needs the saver's names; it stands on the imports of train.json.
-    texts = strings(parser.get()) + (
+    # A device is named by an override; evaluate.json needs the saver's names, and stands on the imports of train.json.
+    texts = ["$torch.device('cpu')", *strings(parser.get())] + (
         strings(json.loads((CONFIGS / "evaluate.json").read_text())) if len(names) == 1 else []
     )
     texts = [text for text in texts if not re.match(r"\$(import|from) ", text)]
@@ -339,6 +339,9 @@ def test_the_papers_learning_rate_halves_every_80000_steps() -> None:
         ([], {"channel_order": ["flair", "t1", "t1c", "t2"]}),
         ([], {"max_gradient_norm": 1.0}),
         ([], {"curriculum#min_change": 0.1}),
+        ([], {"margin": 0.5}),
+        ([], {"amp": False}),
+        ([], {"train#preprocessing#transforms#3#pixdim": 2.0}),
         ([], {"train#augmentation#shift": 0.1}),
         ([], {"train#augmentation#drop_prob": 0.0}),
         (["paper.json"], {"train#augmentation#flip_prob": 0.5}),

@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, run
 from torch import nn
 
 from omnet_monai import distributed
-from omnet_monai.checkpoint import SaveCheckpoint
+from omnet_monai.checkpoint import RunCheckpoint
 from omnet_monai.distributed import BufferBroadcast, parallel_network, share_of_process
 from omnet_monai.networks import OMNet
 from omnet_monai.results import read_scores
@@ -72,14 +72,14 @@ def work(files: list[str], settings: dict[str, Any], folder: Path, stop_after: i
     rank = os.environ["RANK"]
     folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=folder / f"rank{rank}.log", level=logging.INFO, force=True)
-    save = SaveCheckpoint.__call__
+    save = RunCheckpoint.save
 
-    def save_and_die(self: SaveCheckpoint, engine: Any) -> None:
-        save(self, engine)
-        if engine.state.epoch == stop_after:
+    def save_and_die(self: RunCheckpoint, epoch: int, finished: bool = False) -> None:
+        save(self, epoch, finished)
+        if epoch == stop_after:
             os._exit(KILLED)
 
-    SaveCheckpoint.__call__ = save_and_die  # type: ignore[method-assign]
+    RunCheckpoint.save = save_and_die  # type: ignore[method-assign]
     workflow = ConfigWorkflow(files, workflow_type="train", logging_file=False, backend="gloo", **settings)
     workflow.initialize()
     workflow.run()

@@ -6,12 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 
 from omnet_monai.networks import OMNet
-from omnet_monai.optimization import CorrectedBatchNorm, GradientClipping, RepeatedWarmupCosine, parameter_groups
+from omnet_monai.optimization import (
+    CorrectedBatchNorm,
+    DivergenceCheck,
+    GradientClipping,
+    RepeatedWarmupCosine,
+    parameter_groups,
+)
 
 
 def test_biases_learn_twice_as_fast_and_those_of_convolutions_do_not_decay() -> None:
@@ -50,6 +56,20 @@ def test_a_layer_that_joins_later_begins_its_own_average() -> None:
     engine.run([torch.tensor([[mean - 1.0], [mean + 1.0]]) for mean in (1.0, 2.0, 4.0)])
     assert network[0].running_mean.item() == pytest.approx(3.0)
     assert network[1].running_mean.item() == pytest.approx(10 / 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
+def test_a_network_that_diverges_ends_the_run_before_it_is_kept(name: str, value: float) -> None:
+    network, kept = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), []
+    engine = Engine(
+        lambda engine, batch: engine.state.epoch == 2 and network.state_dict()[name].view(-1)[1].fill_(value)
+    )
+    DivergenceCheck(network).attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: kept.append(engine.state.epoch))
+    with pytest.raises(ValueError, match=rf"finite numbers after epoch 2, {name} and 0 others do not: try a lower"):
+        engine.run([0], max_epochs=3)
+    assert kept == [1]
 
 
 def test_gradients_are_scaled_down_to_the_largest_norm_together() -> None:

@@ -15,7 +15,7 @@ from monai.transforms import Compose, Randomizable, RandScaleIntensityd
 
 from omnet_monai import sampling
 from omnet_monai.regions import EDEMA, ENHANCING
-from omnet_monai.sampling import EpochDataset, EpochSeedHandler
+from omnet_monai.sampling import EpochDataset, EpochSampler, EpochSeedHandler
 from omnet_monai.transforms import RandCropByTaskd
 
 SIZE = (4, 4, 4)
@@ -46,8 +46,13 @@ def make_patches(length: int = 6, seed: int = 0) -> EpochDataset:
 
 
 def draws(dataset: EpochDataset, epoch: int = 1) -> list[Any]:
-    dataset.epoch = epoch
-    return [dataset[position] for position in range(len(dataset))]
+    return [dataset[number] for number in samples_of(dataset, epoch)]
+
+
+def samples_of(dataset: EpochDataset, epoch: int = 1) -> EpochSampler:
+    sampler = EpochSampler(dataset)
+    sampler.epoch = epoch
+    return sampler
 
 
 def images(samples: list[Any]) -> torch.Tensor:
@@ -67,7 +72,7 @@ def test_workers_do_not_change_a_sample(num_workers: int) -> None:
     dataset = make_patches()
     for epoch in (1, 2):
         expected = draws(dataset, epoch)
-        batches = list(DataLoader(dataset, batch_size=2, num_workers=num_workers))
+        batches = list(DataLoader(dataset, batch_size=2, sampler=samples_of(dataset, epoch), num_workers=num_workers))
         assert [len(batch["image"]) for batch in batches] == [12] * 3
         loaded = torch.cat([torch.as_tensor(batch["image"]) for batch in batches])
         torch.testing.assert_close(loaded, images(expected), rtol=0, atol=0)
@@ -121,8 +126,11 @@ def test_a_trainer_reads_each_epochs_own_samples(num_workers: int) -> None:
     dataset = make_patches(length=4)
     read: dict[int, list[torch.Tensor]] = {1: [], 2: [], 3: []}
     trainer = Engine(lambda engine, batch: read[engine.state.epoch].append(torch.as_tensor(batch["image"])))
-    EpochSeedHandler(dataset).attach(trainer)
-    trainer.run(DataLoader(dataset, batch_size=2, num_workers=num_workers), max_epochs=3)
+    EpochSeedHandler(sampler := EpochSampler(dataset)).attach(trainer)
+    loader = DataLoader(
+        dataset, batch_size=2, sampler=sampler, num_workers=num_workers, persistent_workers=num_workers > 0
+    )
+    trainer.run(loader, max_epochs=3)
     for epoch, batches in read.items():
         torch.testing.assert_close(torch.cat(batches), images(draws(make_patches(length=4), epoch)), rtol=0, atol=0)
 
@@ -132,19 +140,17 @@ def test_an_empty_list_of_cases_is_refused() -> None:
         EpochDataset([], Draw(), 4)
 
 
-def test_an_epoch_ends_at_its_length() -> None:
+def test_the_samples_of_all_epochs_are_numbered_through() -> None:
     dataset = EpochDataset([7], Draw(), 4)
-    assert len(list(dataset)) == len(dataset) == 4
-    for position in (4, -1):
-        with pytest.raises(IndexError, match=f"an epoch has 4 samples, got position {position}"):
-            dataset[position]
+    assert len(samples_of(dataset)) == len(dataset) == 4
+    assert [list(samples_of(dataset, epoch)) for epoch in (1, 3)] == [[0, 1, 2, 3], [8, 9, 10, 11]]
 
 
 def dropped(epochs: int, begun: int = 0, seed: int = 0, extra: int = 0) -> list[torch.Tensor]:
     """Run epochs of two steps, draw a dropout mask in each, and ``extra`` numbers after each epoch."""
     trainer = Engine(lambda engine, batch: F.dropout(torch.ones(64), 0.5))
     masks: list[torch.Tensor] = []
-    EpochSeedHandler(EpochDataset([7], Draw(), 2), seed).attach(trainer)
+    EpochSeedHandler(EpochSampler(EpochDataset([7], Draw(), 2)), seed).attach(trainer)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: masks.append(engine.state.output))
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: torch.rand(extra))
     trainer.state.max_epochs, trainer.state.epoch, trainer.state.iteration = epochs, begun, 2 * begun

@@ -22,12 +22,11 @@ class BatchAugmentation:
     release shows no augmentation).
 
     MONAI's transforms take one patch after the other on the CPU, where a GPU waits for them; these are a few tensor
-    operations for all patches together. Their random numbers are those of torch's own CPU generator, so they do not
-    depend on the device.
+    operations for all patches together. Their random numbers are those of torch's CPU generator, on every device.
 
     Args:
         spatial_size: size of the patches that are returned, in voxels, one entry per spatial dimension. Patches may
-            come larger, so that a turned one is cut from tissue and not from the zeros around it.
+            come larger, so that a turned one is cut from tissue; where it reaches beyond them it is background.
         affine_prob: probability of turning and scaling a patch, in [0, 1].
         rotation: largest angle in radians, either way, in each plane of two axes, in the order of
             ``itertools.combinations``; one number for all.

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, run
 
 from omnet_monai.files import whole_file
-from omnet_monai.sampling import EpochDataset
+from omnet_monai.sampling import EpochSampler
 
 __all__ = ["TimeBudget", "clock", "train_once"]
 
@@ -28,12 +28,12 @@ class TimeBudget:
     Args:
         seconds: time of the training, by :func:`clock`. A resumed one has what its finished epochs left.
         epochs: the trainer's epochs, of more steps than fit into their time.
-        dataset: the dataset of the trainer's loader.
+        sampler: the sampler of the trainer's loader.
         warmup: share of the time in which the learning rate rises from 0.
     """
 
-    def __init__(self, seconds: float, epochs: int, dataset: EpochDataset, warmup: float = 0.0) -> None:
-        self.seconds, self.epochs, self.dataset, self.warmup = seconds, epochs, dataset, warmup
+    def __init__(self, seconds: float, epochs: int, sampler: EpochSampler, warmup: float = 0.0) -> None:
+        self.seconds, self.epochs, self.sampler, self.warmup = seconds, epochs, sampler, warmup
         self.began = clock()
 
     def rate(self, step: int = 0) -> float:
@@ -61,7 +61,7 @@ class TimeBudget:
         over = int(self.epochs * min(self.passed(), 1.0))
         if over >= engine.state.epoch:
             engine.state.epoch = over
-            self.dataset.epoch = over + 1  # ignite makes the next iterator, and with it the workers, before this epoch
+            self.sampler.epoch = over + 1  # ignite makes the next iterator before the next epoch begins
             engine.terminate_epoch()
 
 

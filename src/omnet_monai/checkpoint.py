@@ -32,33 +32,33 @@ class RunCheckpoint:
         path: where to write.
         parts: what to save and restore by ``state_dict`` and ``load_state_dict``; ``network`` and ``curriculum`` among
             them.
-        identity: what makes a run the same run, beside the network's shapes and the kinds and settings of optimizer and
-            schedule, save functions that a schedule is given: its data list and all settings that change its result.
-            What JSON does not know counts by its text, which must be the same in another process.
+        identity: what makes a run the same run, beside the network's layers and the kinds and settings of optimizer and
+            schedule, save functions that a schedule is given: its data list and all settings of the training that
+            change its result. What JSON does not know counts by its text, which must be the same in another process.
     """
 
     def __init__(self, path: str | Path, parts: dict[str, Any], identity: Any) -> None:
         self.path = Path(path)
         self.parts = {name: bare_network(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
-        shapes = {key: list(value.shape) for key, value in self.parts["network"].state_dict().items()}
         settings = [_settings(part) for part in self.parts.values()]
-        text = json.dumps([shapes, settings, identity], sort_keys=True, default=str)
+        text = json.dumps([str(self.parts["network"]), settings, identity], sort_keys=True, default=str)
         self.identity = int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
-    def save(self, epoch: int) -> None:
+    def save(self, epoch: int, finished: bool = False) -> None:
         """Write the state after ``epoch`` epochs; from the first process only."""
         if idist.get_rank() == 0:
             states = {name: part.state_dict() for name, part in self.parts.items()}
             with whole_file(self.path) as file:
-                torch.save({"identity": self.identity, "epoch": epoch, **states}, file)
+                torch.save({"identity": self.identity, "epoch": epoch, "finished": finished, **states}, file)
 
     def start(self, trainer: Engine, handlers: list[Any] | None = None, weights: str | None = None) -> None:
         """
         Bring a trainer to where its run should start: an entry of the bundle's ``run`` list.
 
-        An unfinished run of the same network, data list and number of epochs is taken up; a finished or a different
-        one never is, and none is when a handler brings weights of its own, as MONAI Label's does. A fresh network goes
-        through the stages of the curriculum, as a resumed run goes on with them.
+        An unfinished run of the same network, data list and settings is taken up; a finished or a different one never
+        is, and none is when a handler brings weights of its own, as MONAI Label's does. The file of a different one
+        that is not finished is renamed, as this run takes its place. A fresh network goes through the stages of the
+        curriculum, as a resumed run goes on with them.
 
         Args:
             trainer: the trainer about to run.
@@ -69,11 +69,17 @@ class RunCheckpoint:
             ValueError: if this process does not start where the first one does.
         """
         given = any(isinstance(handler, CheckpointLoader) for handler in handlers or [])
-        resumed = not given and self._resume(trainer)
+        state = torch.load(self.path, map_location="cpu", weights_only=True) if self.path.is_file() else {}
+        own = state.get("identity") == self.identity
+        resumed = not given and own and state["epoch"] < trainer.state.max_epochs
+        if resumed:
+            self._take_up(state, trainer)
         first = int(idist.broadcast(float(trainer.state.epoch), src=0))  # type: ignore[arg-type]
         if trainer.state.epoch != first:
             rule = f"all processes must start after the same epoch, the first one after {first}"
             raise ValueError(f"{rule}, got {trainer.state.epoch} by {self.path}: do all machines share that file?")
+        if state and not own and not state.get("finished"):
+            self._set_aside(state["epoch"])
         if resumed:
             logger.info(f"Resuming after epoch {trainer.state.epoch} of {trainer.state.max_epochs} from {self.path}.")
         elif weights is not None:
@@ -81,17 +87,20 @@ class RunCheckpoint:
         elif not given:
             self.parts["curriculum"].staged = True
 
-    def _resume(self, trainer: Engine) -> bool:
-        if not self.path.is_file():
-            return False
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        if state["identity"] != self.identity or state["epoch"] >= trainer.state.max_epochs:
-            return False
+    def _take_up(self, state: dict[str, Any], trainer: Engine) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         trainer.state.epoch = state["epoch"]
-        trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
-        return True
+        trainer.state.iteration = state["epoch"] * trainer.state.epoch_length  # type: ignore[operator]
+
+    def _set_aside(self, epoch: int) -> None:
+        """Rename the file of another run; all processes have read it by now."""
+        kept = self.path.with_stem(f"{self.path.stem}_epoch{epoch}")
+        if idist.get_rank() == 0:
+            self.path.replace(kept)
+        logger.warning(
+            f"{self.path} was of a run with other settings, after its epoch {epoch}: renamed to {kept.name}."
+        )
 
 
 class SaveCheckpoint:
@@ -111,7 +120,7 @@ class SaveCheckpoint:
 
     def __call__(self, engine: Engine) -> None:
         """Save the state after this epoch."""
-        self.checkpoint.save(engine.state.epoch)
+        self.checkpoint.save(engine.state.epoch, finished=engine.state.epoch == engine.state.max_epochs)
 
 
 def _settings(part: Any) -> Any:

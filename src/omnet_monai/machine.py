@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from statistics import median
@@ -99,7 +100,7 @@ def _timed(shape: tuple[int, ...], layer: Any, times: int, flops: int, device: t
     for dtype in TYPES.values():
         for layout in (torch.contiguous_format, LAYOUTS[layer.weight.dim()]):
             x = torch.randn(shape, device=device).to(dtype=dtype, memory_format=layout)
-            alone = _like(layer, dtype, layout)
+            alone = copy.deepcopy(layer).to(dtype=dtype, memory_format=layout)
             with torch.autocast(device.type, enabled=False):  # the caller's would leave no float32
                 best = min(best, seconds(lambda alone=alone, x=x: alone(x), device))  # type: ignore[misc]
     return {
@@ -112,10 +113,3 @@ def _timed(shape: tuple[int, ...], layer: Any, times: int, flops: int, device: t
         "flops": flops,
         "seconds": best,
     }
-
-
-def _like(layer: Any, dtype: torch.dtype, layout: torch.memory_format) -> nn.Module:
-    copied = type(layer)(
-        layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride, padding=layer.padding
-    )
-    return copied.to(device=layer.weight.device, dtype=dtype, memory_format=layout)

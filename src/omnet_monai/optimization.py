@@ -1,4 +1,4 @@
-"""Around the optimizer: clipping, the learning rate, and how the authors' Caffe release trains where torch differs."""
+"""Around the optimizer: clipping, learning rate, divergence, and how the Caffe release trains where torch differs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["CorrectedBatchNorm", "GradientClipping", "RepeatedWarmupCosine", "parameter_groups"]
+__all__ = ["CorrectedBatchNorm", "DivergenceCheck", "GradientClipping", "RepeatedWarmupCosine", "parameter_groups"]
 
 
 def parameter_groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -66,6 +66,35 @@ class GradientClipping:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
 
 
+class DivergenceCheck:
+    """
+    End a training whose network holds a number that is not finite, before anything of that network is kept: it finds
+    nothing, for which validation has scores all the same. ignite's ``TerminateOnNan`` ends a run as if it were done.
+
+    Args:
+        network: the network to train.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, before handlers that validate or save."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """
+        Raises:
+            ValueError: if a weight or a running statistic is not finite.
+        """
+        state = self.network.state_dict()
+        finite = torch.stack([values.isfinite().all() for values in state.values()]).tolist()
+        wrong = [name for name, good in zip(state, finite, strict=True) if not good]
+        if wrong:
+            rule = f"the network must hold finite numbers after epoch {engine.state.epoch}"
+            raise ValueError(f"{rule}, {wrong[0]} and {len(wrong) - 1} others do not: try a lower learning rate")
+
+
 class RepeatedWarmupCosine(WarmupCosineSchedule):
     """
     MONAI's linear warm-up and decay by a cosine, begun anew every ``t_total`` steps.
@@ -91,7 +120,7 @@ class CorrectedBatchNorm:
     """
 
     def __init__(self, network: nn.Module, decay: float = 0.999) -> None:
-        self.norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        self.norms: list[Any] = [module for module in network.modules() if isinstance(module, _BatchNorm)]
         self.decay = decay
 
     def attach(self, engine: Engine) -> None:
@@ -100,6 +129,6 @@ class CorrectedBatchNorm:
 
     def __call__(self, engine: Engine) -> None:
         """Set the momentum of the coming step."""
-        for norm in self.norms:
-            step = int(norm.num_batches_tracked or 0) + 1
-            norm.momentum = (1 - self.decay) / (1 - self.decay**step)
+        steps = torch.stack([norm.num_batches_tracked for norm in self.norms]).tolist()  # one wait for a GPU, not many
+        for norm, step in zip(self.norms, steps, strict=True):
+            norm.momentum = (1 - self.decay) / (1 - self.decay ** (step + 1))

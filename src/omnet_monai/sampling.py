@@ -12,20 +12,21 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import IterableDataset
 from monai.transforms import Compose
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
-__all__ = ["EpochDataset", "EpochSeedHandler", "ReadableCases", "first_cause", "workers_beside"]
+__all__ = ["EpochDataset", "EpochSampler", "EpochSeedHandler", "ReadableCases", "first_cause", "workers_beside"]
 
 logger = logging.getLogger(__name__)
 
 
 class EpochDataset(Dataset):
     """
-    One epoch's worth of randomly transformed samples of a dataset.
+    Randomly transformed samples of a dataset, epoch after epoch without end.
 
     Cases are drawn in shuffled passes over the dataset that go on across epochs and are shared out among the
-    processes, so each case is seen equally often whatever the length of an epoch. A sample depends on ``(seed, epoch,
-    rank, position)`` alone: on no worker, no earlier sample and no interruption.
+    processes, so each case is seen equally often whatever the length of an epoch. Which case a sample is of, and what
+    is drawn for it, follow from the arguments, the process and the sample's number alone: from no worker, no earlier
+    sample and no interruption.
 
     Args:
         dataset: cases after the deterministic transforms.
@@ -44,34 +45,56 @@ class EpochDataset(Dataset):
         self.transform = transform if isinstance(transform, Compose) else Compose(transform)
         self.length = length
         self.seed = seed
-        self.epoch = 1
         self.rank, self.world_size = idist.get_rank(), idist.get_world_size()
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, position: int) -> Any:
-        """Return the sample at a position of the current epoch."""
-        if not 0 <= position < self.length:
-            raise IndexError(f"an epoch has {self.length} samples, got position {position}")
-        drawn = ((self.epoch - 1) * self.length + position) * self.world_size + self.rank
-        turn, place = divmod(drawn, len(self.dataset))
+    def __getitem__(self, number: int) -> Any:
+        """Return a sample by its number, counted from 0 at the first epoch's first."""
+        epoch, position = divmod(number, self.length)
+        turn, place = divmod(number * self.world_size + self.rank, len(self.dataset))
         case = np.random.default_rng([self.seed, turn]).permutation(len(self.dataset))[place]
-        self.transform.set_random_state(seed=_derive(self.seed, self.epoch, self.rank, position))
+        self.transform.set_random_state(seed=_derive(self.seed, epoch + 1, self.rank, position))
         return self.transform(self.dataset[int(case)])
+
+
+class EpochSampler(Sampler[int]):
+    """
+    Number the samples of the epoch that has begun. So a loader's workers need not know which one that is, and live
+    through all of them: on a GPU an epoch may be over in less time than it takes to start them.
+
+    Args:
+        dataset: the dataset of the trainer's loader.
+
+    Attributes:
+        epoch: the epoch that has begun, counted from 1.
+    """
+
+    def __init__(self, dataset: EpochDataset) -> None:
+        self.dataset = dataset
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        """List the numbers of the epoch's samples."""
+        first = (self.epoch - 1) * len(self)
+        return iter(range(first, first + len(self)))
 
 
 class EpochSeedHandler:
     """
-    Tell the dataset which epoch begins, and seed what the network itself draws (dropout) for that epoch.
+    Tell the sampler which epoch begins, and seed what is drawn beside it (augmentation, dropout) for that epoch.
 
     Args:
-        dataset: the dataset of the trainer's loader.
+        sampler: the sampler of the trainer's loader.
         seed: seed of everything random.
     """
 
-    def __init__(self, dataset: EpochDataset, seed: int = 0) -> None:
-        self.dataset = dataset
+    def __init__(self, sampler: EpochSampler, seed: int = 0) -> None:
+        self.sampler = sampler
         self.seed = seed
 
     def attach(self, engine: Engine) -> None:
@@ -80,8 +103,7 @@ class EpochSeedHandler:
 
     def __call__(self, engine: Engine) -> None:
         """Begin an epoch."""
-        # ignite asks the loader for a new iterator only after this event, so its workers copy the new epoch.
-        self.dataset.epoch = engine.state.epoch
+        self.sampler.epoch = engine.state.epoch  # ignite asks the loader for a new iterator only after this event
         torch.manual_seed(_derive(self.seed, engine.state.epoch, idist.get_rank()))
 
 

@@ -60,11 +60,10 @@ class ModelCascade(nn.Module):
         self.skip = skip
         self.thresholds = thresholds
 
-    def forward(self, x: torch.Tensor, num_tasks: int = 3) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
         Args:
             x: normalized sequences, shape ``(B, in_channels, *spatial)``.
-            num_tasks: not looked at, as by :class:`OMNet` in evaluation.
 
         Returns:
             Probabilities of WT, TC and ET, float32, not nested, shape ``(B, 3, *spatial)``.
