@@ -154,13 +154,18 @@ def test_after_a_search_only_windows_with_tumor_run_in_full() -> None:
 
 
 @torch.no_grad()
-def test_windows_that_run_alone_count_where_they_overlap_others() -> None:
+def test_windows_that_run_are_blended_with_what_the_search_found_where_they_overlap_others() -> None:
     x, network = brain_with_tumor(64, 32, 16), Recorder(searches=3, answer=0.7)
-    out = AutocastInferer(SlidingWindowInferer(WINDOW, 3, overlap=0.5, mode="gaussian"), **SEARCH)(x, network)
+    out = AutocastInferer(SlidingWindowInferer(WINDOW, 3, overlap=0.5), **SEARCH)(x, network)
     # Interpolation widens what is found by a voxel, to 3 to 12 and 1 to 6: windows from 0 and 8, from 0 and 4, have it.
     assert network.windows == 3 + 2 * 2 * 2
+    # Along an axis, voxels from 16 to 24 lie in a window that runs, from 8, and in one that does not, from 16.
     expected = torch.full((1, 3, 64, 32, 16), 0.01)
-    expected[..., :24, :24, :12] = 0.7
+    expected[..., :16, :16, :8] = 0.7
+    expected[..., 16:24, :16, :8] = expected[..., :16, 16:24, :8] = expected[..., :16, :16, 8:12] = (0.7 + 0.01) / 2
+    corner = expected[..., :24, :24, :12]
+    corner[..., 16:, 16:, :8] = corner[..., 16:, :16, 8:] = corner[..., :16, 16:, 8:] = (0.7 + 3 * 0.01) / 4
+    corner[..., 16:, 16:, 8:] = (0.7 + 7 * 0.01) / 8
     torch.testing.assert_close(out, expected)
 
 

@@ -39,8 +39,8 @@ class AutocastInferer(Inferer):
         fold: without gradients, fold batch normalization, and keep weights in bfloat16 where that is computed in.
         skip_empty: without gradients, return 0 where all channels are 0, and do not run windows that are so throughout.
         search: without gradients and with ``skip_empty``, segment the image with voxels this many times as wide first
-            (ours). Only windows that then have tumor somewhere are run in full; the others keep what was found in the
-            search. All of them run if it is 0, if nothing is found, if the wider voxels of the image do not fill a
+            (ours). Only windows that then have tumor somewhere are run in full, and blended with what was found in the
+            others. All of them run if it is 0, if nothing is found, if the wider voxels of the image do not fill a
             window, and if a sequence is 0 throughout: of such a case a network is less sure.
         search_threshold: in the search, tumor is where the first channel of the result, WT, exceeds this.
         search_peak: clusters of it in which WT is nowhere above this do not count; 0 counts all.
@@ -107,19 +107,18 @@ class AutocastInferer(Inferer):
         return [max(1, round(side / self.search)) for side in inputs.shape[2:]]
 
     def _run_where_found(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Segment with wider voxels, then those windows in full that have tumor, which alone count where they are."""
-        image, windows = convert_to_tensor(inputs), _Windows(network, True)
+        """Segment with wider voxels, then those windows in full that have tumor; of the others that was the result."""
+        image = convert_to_tensor(inputs)
         small = interpolate(image, self._search_size(image), mode="area")
-        found = self.inferer(small, windows, *args, **kwargs).to(image.device)
+        found = self.inferer(small, _Windows(network, True), *args, **kwargs).to(image.device)
         sure = [remove_unsure_clusters(whole, self.search_peak, self.search_threshold) for whole in found[:, :1]]
         mode = "trilinear" if image.dim() == 5 else "bilinear"
-        found, guide = (interpolate(part, image.shape[2:], mode=mode) for part in (found, torch.stack(sure)))
-        guide *= image.any(1, keepdim=True)
-        guide[(guide <= self.search_threshold).flatten(1).all(1)] = 1  # nothing found: look everywhere
-        windows.threshold = self.search_threshold
-        results = self.inferer(torch.cat([inputs, guide], 1), windows, *args, **kwargs)
-        probs, share = results[:, :-1], results[:, -1:]
-        return torch.where(share > 0, probs / share, found.to(results.device))
+        brain = image.any(1, keepdim=True)
+        found, guide = (interpolate(part, image.shape[2:], mode=mode) * brain for part in (found, torch.stack(sure)))
+        nothing = (guide <= self.search_threshold).flatten(1).all(1)
+        guide[nothing] = brain[nothing].to(guide)  # look everywhere
+        windows = _Windows(network, True, image.shape[1], self.search_threshold)
+        return self.inferer(torch.cat([inputs, found, guide], 1), windows, *args, **kwargs)
 
 
 class MirroringInferer(Inferer):
@@ -170,14 +169,17 @@ class _Windows:
     """
     A network that takes its windows in channels-last, and does not run on those that are empty.
 
-    With a threshold it neither runs on those in which the last channel, what a search found, nowhere exceeds it. A
-    further channel of the result is then 0 in these, and 1 in all others.
+    With a threshold, a window has more channels than the ``channels`` of the image: those that a search found, which
+    are its result if it does not run, and last one that must exceed the threshold somewhere for it to run.
     """
 
-    def __init__(self, network: Callable[..., Any], skip_empty: bool) -> None:
+    def __init__(
+        self, network: Callable[..., Any], skip_empty: bool, channels: int = 0, threshold: float | None = None
+    ) -> None:
         self.network = network
         self.skip_empty = skip_empty
-        self.threshold: float | None = None
+        self.channels = channels
+        self.threshold = threshold
         self.background: torch.Tensor | None = None
 
     def __call__(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -185,17 +187,16 @@ class _Windows:
             return self._run(windows, *args, **kwargs)
         if self.threshold is None:
             return self._where(windows.flatten(1).any(1), windows, *args, **kwargs)
-        windows, found = windows[:, :-1], windows[:, -1]
-        empty, wanted = ~windows.flatten(1).any(1), (found > self.threshold).flatten(1).any(1)
-        results = self._where(wanted & ~empty, windows, *args, **kwargs)
-        counts = (wanted | empty).to(results.dtype).view(-1, *[1] * (results.dim() - 1))
-        return torch.cat([results, counts.expand_as(results[:, :1])], 1)
+        image, found, guide = windows[:, : self.channels], windows[:, self.channels : -1], windows[:, -1]
+        runs, results = (guide > self.threshold).flatten(1).any(1), found.clone()
+        if runs.any():
+            results[runs] = self._run(image[runs], *args, **kwargs).to(results.dtype)
+        return results
 
     def _where(self, runs: torch.Tensor, windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run those windows; the result of the others is 0."""
         some = bool(runs.any())
-        # Only the network knows how many channels a result has; a search may have windows of another size.
-        if some or self.background is None or self.background.shape[2:] != windows.shape[2:]:
+        if some or self.background is None:  # only the network knows how many channels a result has
             found = self._run(windows[runs] if some else windows[:1], *args, **kwargs)
             self.background = torch.zeros_like(found[:1])
         results = self.background.repeat_interleave(len(windows), dim=0)
