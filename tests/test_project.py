@@ -22,8 +22,8 @@ LAYERS = (
     " postprocessing edema loading sampling datalist phantom inferers optimization exported distributed metrics"
     " measures uncertainty summary augmentation caching lesions",
     "networks.nets networks.cascade networks curriculum weights checkpoint validation",
-    "report results pictures page scoring tracking cost demo variants comparison budget ablation packaging export zoo"
-    " machine rivals timing benchmark segmentation overview outputs segment __main__",
+    "report results pictures page scoring tracking cost demo preparation variants comparison budget ablation packaging"
+    " export zoo machine rivals timing benchmark segmentation overview outputs segment __main__",
 )
 ORDER = ["omnet_monai"] + [f"omnet_monai.{name}" for layer in LAYERS for name in layer.split()]
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -18,6 +18,7 @@ from omnet_monai.datalist import datalist, read_cases
 from omnet_monai.demo import demo, generate_cases
 from omnet_monai.export import export
 from omnet_monai.packaging import package
+from omnet_monai.preparation import prepare
 from omnet_monai.sampling import first_cause
 from omnet_monai.scoring import score
 from omnet_monai.segment import require_switches, segment
@@ -67,7 +68,7 @@ def _noting(verb: Callable[..., None], calls: list[Callable[[], None]]) -> Calla
 def main() -> None:
     """Run one verb; an error of the user's is one line on stderr and exit status 1."""
     try:
-        verbs = (ablate, benchmark, check, datalist, demo, export, package, phantom, score, segment)
+        verbs = (ablate, benchmark, check, datalist, demo, export, package, phantom, prepare, score, segment)
         calls: list[Callable[[], None]] = []
         fire.Fire({verb.__name__: _noting(verb, calls) for verb in verbs}, name="python -m omnet_monai")
         for call in calls:

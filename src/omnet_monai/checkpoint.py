@@ -91,7 +91,7 @@ class RunCheckpoint:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         trainer.state.epoch = state["epoch"]
-        trainer.state.iteration = state["epoch"] * trainer.state.epoch_length  # type: ignore[operator]
+        trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
 
     def _set_aside(self, epoch: int) -> None:
         """Rename the file of another run; all processes have read it by now."""

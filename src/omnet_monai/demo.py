@@ -19,7 +19,7 @@ from omnet_monai.report import format_table
 from omnet_monai.results import read_dice
 from omnet_monai.weights import ModelFile
 
-__all__ = ["bundle_root", "demo", "generate_cases", "inference_config"]
+__all__ = ["bundle_config", "bundle_root", "demo", "generate_cases", "inference_config"]
 
 
 def demo(
@@ -112,13 +112,18 @@ def generate_cases(
 
 
 def inference_config(root: Path, overrides: dict[str, Any]) -> ConfigParser:
+    """Read a bundle's inference.json with overrides of its ids, as :func:`bundle_config` does."""
+    return bundle_config(root, "inference.json", overrides)
+
+
+def bundle_config(root: Path, name: str, overrides: dict[str, Any]) -> ConfigParser:
     """
-    Read a bundle's inference.json with overrides of its ids.
+    Read one of a bundle's configs with overrides of its ids.
 
     Raises:
-        ValueError: for an id that inference.json does not have.
+        ValueError: for an id that the config does not have.
     """
-    path, parser = root / "configs" / "inference.json", ConfigParser()
+    path, parser = root / "configs" / name, ConfigParser()
     parser.read_config(path)
     unknown = [name for name in overrides if name not in parser]
     if unknown:
