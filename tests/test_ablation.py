@@ -60,7 +60,7 @@ def test_rows_train_and_score_by_the_real_configs_and_are_not_run_again(
     assert (tmp_path / "table.md").read_text() in printed
     assert "| MC2 | " in printed
     assert "Budget: 3 optimizer steps for each network (3 epochs), by train.json, network_def#features [2, 2" in printed
-    assert "Data: 3 training cases, 1 cases scored (test)." in printed
+    assert "Data: 3 cases in the training section, 1 cases scored (test)." in printed
     assert "equal time" not in printed
     with open(tmp_path / "table.csv", newline="") as file:
         mc2, omnet = csv.DictReader(file)

@@ -10,7 +10,7 @@ from inspect import signature
 from typing import Any
 
 import fire
-from fire.decorators import SetParseFn
+from fire import decorators
 
 from omnet_monai.ablation import ablate
 from omnet_monai.benchmark import benchmark
@@ -24,6 +24,8 @@ from omnet_monai.scoring import score
 from omnet_monai.segment import require_switches, segment
 from omnet_monai.zoo import check
 
+decorators.FIRE_METADATA = "_fire_metadata"  # hidden, or the help of each verb would offer it as a group
+
 USERS = (ImportError, ValueError, TypeError, OSError)
 """Errors that a user can mend; any other is shown with its traceback."""
 
@@ -36,7 +38,16 @@ def phantom(
     test: int = 0,
     kind: str = "mixed",
 ) -> None:
-    """Generate cases with BraTS file names, and a datalist whose first ``test`` are for the test; see ``phantom``."""
+    """Generate cases with BraTS file names, and a datalist whose first ``test`` are for the test.
+
+    Args:
+        directory: where to write.
+        cases: number of cases.
+        seed: of the cases.
+        size: shape of each volume in voxels.
+        test: how many of the cases are for the test, fewer than all.
+        kind: what they have, "mixed" or one of the kinds of tumor that ``omnet_monai.phantom`` lists.
+    """
     path = generate_cases(directory, cases, seed, size, test, kind)
     print(f"{len(read_cases(path))} training, {len(read_cases(path, 'test'))} test: {path}")
 
@@ -55,7 +66,7 @@ def _noting(verb: Callable[..., None], calls: list[Callable[[], None]]) -> Calla
         if parameter.annotation in ("str", "str | None")
     ]
 
-    @SetParseFn(lambda text: None if text == "None" else text, *texts)
+    @decorators.SetParseFn(lambda text: None if text == "None" else text, *texts)
     @wraps(verb)
     def note(*args: Any, **options: Any) -> None:
         given = signature(verb).bind(*args, **options).arguments
@@ -70,7 +81,7 @@ def main() -> None:
     try:
         verbs = (ablate, benchmark, check, datalist, demo, export, package, phantom, prepare, score, segment)
         calls: list[Callable[[], None]] = []
-        fire.Fire({verb.__name__: _noting(verb, calls) for verb in verbs}, name="python -m omnet_monai")
+        fire.Fire({verb.__name__: _noting(verb, calls) for verb in verbs}, name="omnet_monai")
         for call in calls:
             call()
     except (*USERS, RuntimeError) as error:

@@ -206,8 +206,8 @@ class _Ablation:
         interval = ", an interval the bootstrap's over patients" if comparison.intervals else ""
         return (
             f"Budget: {self.epochs * self.steps:,} optimizer steps for each network ({self.epochs} epochs), by"
-            f" {recipe}{changes}, with seeds {', '.join(seeds)}{equal}. Data: {len(read_cases(self.datalist))} training"
-            f" cases, {len(cases)} cases scored ({', '.join(places)}). ± is the standard deviation over"
+            f" {recipe}{changes}, with seeds {', '.join(seeds)}{equal}. Data: {len(read_cases(self.datalist))} cases in"
+            f" the training section, {len(cases)} cases scored ({', '.join(places)}). ± is the standard deviation over"
             f" seeds{interval}. One multiply-add is two FLOP; seconds are inside the network. Machine: {machine()}."
         )
 
