@@ -346,6 +346,26 @@ def truncate(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
     path.write_bytes(path.read_bytes()[:-400])
 
 
+def damage(part: str, change: Callable[[bytes], bytes]) -> Callable[[dict[str, Any], Path, Arrays], None]:
+    """Change the bytes of a part's compressed file."""
+
+    def spoil(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
+        path = folder / f"p1_{part}.nii.gz"
+        path.write_bytes(change(path.read_bytes()))
+
+    return spoil
+
+
+def flip_a_voxel(content: bytes) -> bytes:
+    """Flip a bit of the last voxel where nothing but the checksum tells."""
+    stored = gzip.compress(gzip.decompress(content), compresslevel=0)
+    return stored[:-9] + bytes([stored[-9] ^ 1]) + stored[-8:]
+
+
+def flip_the_checksum(content: bytes) -> bytes:
+    return content[:-8] + bytes([content[-8] ^ 1]) + content[-7:]
+
+
 def truncate_plain(data: dict[str, Any], folder: Path, arrays: Arrays) -> None:
     path = Path(save(arrays["t2"], folder / "p1_t2.nii"))
     path.write_bytes(path.read_bytes()[:-400])
@@ -453,6 +473,10 @@ BAD = {
     "complex": (rewrite("t2", lambda a: a.astype(np.complex64)), T2 + "values must be real numbers, .* got complex64"),
     "zeros": (rewrite("t2", np.zeros_like), T2 + "t2 must not be empty, got zeros only"),
     "truncated": (truncate, T2 + "file must be readable, got EOFError"),
+    "truncated behind the voxels": (damage("t2", lambda b: b[:-8]), T2 + "file must be readable, got EOFError"),
+    "a bit of a voxel": (damage("t2", flip_a_voxel), T2 + "file must be readable, got BadGzipFile: CRC check failed"),
+    "a bit of the checksum": (damage("t2", flip_the_checksum), T2 + "file must be readable, got BadGzipFile"),
+    "a bit of the label": (damage("seg", flip_a_voxel), SEG + "file must be readable, got BadGzipFile"),
     "truncated, not compressed": (truncate_plain, r"p1_t2\.nii: file must be readable, got OSError"),
     "truncated MetaImage": (truncate_mha, r"p1_t2\.mha: file must be readable, got RuntimeError"),
     "no voxels": (sized(0, "p1_t2.nii.gz"), T2 + r"file must hold voxels, got a shape of \(0"),

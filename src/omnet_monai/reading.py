@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def read_file(case: str, file: Path) -> tuple[np.ndarray, np.ndarray]:
 def _read_nifti(file: Path) -> tuple[np.ndarray, np.ndarray]:
     # Not by MONAI's NibabelReader: where an sform's spacing is off by 1e-5 it takes the qform, even one that is unset.
     image: Any = nibabel.load(file)
+    if file.name.lower().endswith(".gz"):  # nibabel stops at the last voxel, before the checksum
+        image = type(image).from_bytes(gzip.decompress(file.read_bytes()))
     return np.array(np.asanyarray(image.dataobj)), np.asarray(image.affine, dtype=np.float64)
 
 
