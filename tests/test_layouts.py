@@ -347,9 +347,22 @@ def test_all_below_the_first_folder_is_one_patient_where_names_are_bare(tmp_path
     }
 
 
-def test_a_label_map_in_msds_folders_has_msds_scheme_and_one_elsewhere_none() -> None:
-    files = ("labelsTr/a.nii.gz", "a/a_seg.nii.gz", "a/truth.nii.gz")
-    assert [label_scheme(Path(file)) for file in files] == ["msd", None, None]
+@pytest.mark.parametrize(
+    ("file", "scheme"),
+    [
+        ("labelsTr/a.nii.gz", "msd"),
+        ("a/a-seg.nii.gz", "brats2023"),
+        ("a/VSD.Brain_3more.XX.O.OT.1.nii", "brats2015"),
+        ("a/a_seg.mha", "brats2015"),
+        ("a/a_seg.nii.gz", None),
+        ("a/seg.nii.gz", None),
+        ("a/truth.nii.gz", None),
+        ("labels/final/a-t1c.nii.gz", None),
+    ],
+    ids=str,
+)
+def test_the_name_of_a_label_map_tells_its_scheme_unless_it_is_anybodys(file: str, scheme: str | None) -> None:
+    assert label_scheme(Path(file)) == scheme
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,16 @@ def test_a_metaimage_label_with_the_names_of_2017_is_read_by_the_scheme_of_2015(
     np.testing.assert_array_equal(label[0].numpy(), np.array([0, 1, 2, 1, 3])[codes])
 
 
+def test_the_resection_cavity_is_background_where_the_name_of_the_label_alone_tells_its_scheme(
+    tmp_path: Path, arrays: Arrays
+) -> None:
+    data = save_case(tmp_path, arrays)
+    data["label"] = shutil.move(data["label"], tmp_path / "p1-seg.nii.gz")
+    with pytest.warns(UserWarning, match="voxels of resection cavity"):
+        label = LoadCased()(data)["label"]
+    assert set(label.unique().tolist()) == {0, 1, 2}
+
+
 def test_the_resection_cavity_of_2023_becomes_background_with_a_warning(tmp_path: Path, arrays: Arrays) -> None:
     data = save_case(tmp_path, arrays) | {"scheme": "brats2023"}
     count = int((arrays["label"] == 4).sum())

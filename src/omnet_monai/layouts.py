@@ -118,6 +118,11 @@ def case_name(files: Sequence[Path]) -> str:
 
 
 def label_scheme(file: Path) -> str | None:
-    """Tell the scheme of a label map that lies in MSD's folders, as the order of channels is told there."""
+    """Tell the scheme of a label map by its name; ``None`` for ``_seg``, bare and other names, which any may have."""
     parts = name_parts(file)
-    return LAYOUTS[parts.layout].scheme if parts and LAYOUTS[parts.layout].order else None
+    if parts is None or parts.part != "label":  # MONAI Label names it after a sequence
+        return None
+    layout = LAYOUTS[parts.layout]
+    if file.name.lower().endswith(".mha") and layout.order is None:
+        return "brats2015"
+    return None if layout.scheme == "brats2017" else layout.scheme

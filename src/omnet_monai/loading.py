@@ -52,8 +52,9 @@ class LoadCased(Transform):
         label_key: key of the label map, which may be absent.
         order: the channels of a 4-D file, unless the case says so itself under "order"; ``None`` for MSD's order in
             MSD's folders and that of ``SEQUENCES`` elsewhere, which is logged. A list has the order of ``SEQUENCES``.
-        scheme: label scheme, a key of ``SCHEMES``, unless the case says so itself under "scheme"; ``None`` for MSD's
-            scheme in MSD's folders and elsewhere for labels of unknown origin, in which 3 and 4 both mean enhancing.
+        scheme: label scheme, a key of ``SCHEMES``, unless the case says so itself under "scheme"; ``None`` for that
+            of the layout that the label's name tells, and for ``_seg``, bare and other names, which tell none, for
+            3 and 4 that both mean enhancing.
 
     Raises:
         ValueError: if ``order`` is not a permutation of ``SEQUENCES``.
