@@ -134,6 +134,25 @@ def test_scans_of_one_patient_at_several_times_share_the_patient(tmp_path: Path,
     assert [(entry["case"], entry["patient"]) for entry in find_cases(tmp_path)[0]] == [(case, patient)]
 
 
+@pytest.mark.parametrize("layout", ["2015, a folder per file", "2017"], ids=str)
+@pytest.mark.parametrize(
+    ("case", "patient"),
+    [
+        ("brats_tcia_pat153_0002", "brats_tcia_pat153"),
+        ("UPENN-GBM-00001_21", "UPENN-GBM-00001"),
+        ("RHUH-0001_0", "RHUH-0001"),
+        ("brats_2013_pat0001_1", "brats_2013_pat0001_1"),
+        ("Brats17_TCIA_105_1", "Brats17_TCIA_105_1"),
+    ],
+    ids=str,
+)
+def test_names_of_known_series_before_2023_tell_the_patient(
+    tmp_path: Path, layout: str, case: str, patient: str
+) -> None:
+    touch(tmp_path, [file.replace("pat1", case) for file in FILES[layout]])
+    assert [(entry["case"], entry["patient"]) for entry in find_cases(tmp_path)[0]] == [(case, patient)]
+
+
 def test_rival_labels_beside_bare_names_are_neither_sequences_nor_labels(tmp_path: Path) -> None:
     image = touch(tmp_path, FILES["2017, bare, t1c for t1ce"][:4])
     rivals = ["alg_isen-20.nii.gz", "alg_hnfnetv1-20.nii.gz", "fusion_mav.nii.gz", "fusion_simple.nii.gz"]

@@ -27,14 +27,14 @@ class Layout:
             case is not the folder, a group ``case``.
         parts: what each ``part``, in lower case, is: a sequence, "label", or "image" for all sequences in one file.
         order: the channels of an "image".
-        patient: regular expression over the case name whose first group is the patient.
+        patient: regular expression over the case name whose first group is the patient; others are whole.
     """
 
     scheme: str
     pattern: str
     parts: dict[str, str]
     order: tuple[str, ...] | None = None
-    patient: str = "(.+)"
+    patient: str = r"((?:brats_tcia_pat|UPENN-GBM-|RHUH-)\d+)_\d+"  # the last number is the visit
 
 
 LAYOUTS = {
