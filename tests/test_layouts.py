@@ -24,6 +24,11 @@ FILES = {
     "2020, not compressed": [f"pat1/pat1_{part}.nii" for part in ("t1", "t1ce", "t2", "flair", "seg")],
     "2017, all in one folder": [f"pat1_{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")],
     "2017, t1c for t1ce": [f"pat1/pat1_{part}.nii.gz" for part in ("t1", "t1c", "t2", "flair", "seg")],
+    "2017, names of UPENN-GBM": [f"pat1/pat1_{part}.nii.gz" for part in ("T1", "T1GD", "T2", "FLAIR", "segm")],
+    "2017, names of RHUH-GBM": [f"pat1/pat1_{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "segmentations")],
+    "2017, names of UCSF-PDGM": [
+        f"pat1_nifti/pat1_{part}.nii.gz" for part in ("T1", "T1c", "T2", "FLAIR", "tumor_segmentation")
+    ],
     "2017, bare": [f"pat1/{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")],
     "2017, bare, t1c for t1ce": [f"pat1/{part}.nii.gz" for part in ("t1", "t1c", "t2", "flair", "seg")],
     "2017, bare, a folder per file": [f"pat1/{part}/{part}.nii" for part in ("t1", "t1c", "t2", "flair", "seg")],

@@ -45,9 +45,10 @@ LAYOUTS = {
     ),
     "BraTS 2017-2021 (_t1 _t1ce _t2 _flair _seg)": Layout(
         "brats2017",
-        r"[^/]*/(?P<case>.+)_(?P<part>t1ce?|t1|t2|flair|segm?)",
-        # BraTS 2020 has one label, that of case 355, called _Segm.
-        {"t1": "t1", "t1c": "t1c", "t1ce": "t1c", "t2": "t2", "flair": "flair", "seg": "label", "segm": "label"},
+        r"[^/]*/(?P<case>.+)_(?P<part>t1ce?|t1gd|t1|t2|flair|segm?|segmentations|tumor_segmentation)",
+        # UPENN-GBM has _T1GD and _segm, as the label of BraTS 2020's case 355; RHUH-GBM and UCSF-PDGM the last two.
+        {"t1": "t1", "t1c": "t1c", "t1ce": "t1c", "t1gd": "t1c", "t2": "t2", "flair": "flair"}
+        | dict.fromkeys(("seg", "segm", "segmentations", "tumor_segmentation"), "label"),
     ),
     "BraTS 2023 and later (-t1n -t1c -t2w -t2f -seg)": Layout(
         "brats2023",
