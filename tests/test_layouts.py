@@ -29,6 +29,7 @@ FILES = {
     "2017, names of UCSF-PDGM": [
         f"pat1_nifti/pat1_{part}.nii.gz" for part in ("T1", "T1c", "T2", "FLAIR", "tumor_segmentation")
     ],
+    "2020, a folder per file": [f"p/pat1_{part}.nii/pat1_{part}.nii" for part in ("t1", "t1ce", "t2", "flair", "seg")],
     "2017, bare": [f"pat1/{part}.nii.gz" for part in ("t1", "t1ce", "t2", "flair", "seg")],
     "2017, bare, t1c for t1ce": [f"pat1/{part}.nii.gz" for part in ("t1", "t1c", "t2", "flair", "seg")],
     "2017, bare, a folder per file": [f"pat1/{part}/{part}.nii" for part in ("t1", "t1c", "t2", "flair", "seg")],
@@ -89,6 +90,15 @@ def test_a_case_without_a_sequence_is_told_and_does_not_stop_the_others(tmp_path
     assert len(messages) == 1
     assert messages[0].startswith("case pat2 in ")
     assert messages[0].endswith("missing t2")
+
+
+@pytest.mark.parametrize("folder", [".", ""], ids=["dot", "nothing"])
+def test_msd_cases_are_found_from_inside_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (image,) = touch(tmp_path, ["imagesTs/BRATS_485.nii.gz"])
+    monkeypatch.chdir(tmp_path / "imagesTs")
+    assert [case["image"] for case in find_cases(folder)[0]] == [image]
 
 
 def test_an_msd_label_without_its_image_is_told(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def find_cases(
     """
     if scheme is not None and scheme not in SCHEMES:
         raise ValueError(f"label scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
-    directory = Path(directory)
+    directory = Path(os.path.abspath(directory))  # from inside imagesTr too, whose name tells the layout
     if not directory.is_dir():
         raise ValueError(f"{directory} must be a folder of cases, got a path without one")
     unread: list[OSError] = []
@@ -90,7 +91,8 @@ def find_case(path: str | Path) -> tuple[str, dict[str, list[Path]], tuple[str, 
     parts = name_parts(path)
     beside = [path.parent / "modalities" / name for name in (stem(path), parts.case if parts else None) if name]
     for folder in [path] if path.is_dir() else [folder for folder in beside if folder.is_dir()]:
-        groups = {group: files for group, files in _groups(folder.rglob("*")).items() if set(files) != {"label"}}
+        below = _groups(filterfalse(Path.is_dir, folder.rglob("*")))
+        groups = {group: files for group, files in below.items() if set(files) != {"label"}}
         if len(groups) != 1:
             found = ", ".join(group.case for group in groups) or f"no file named by one of {'; '.join(LAYOUTS)}"
             raise ValueError(f"{folder}: folder must hold the sequences of one case, got {found}")
@@ -102,7 +104,7 @@ def find_case(path: str | Path) -> tuple[str, dict[str, list[Path]], tuple[str, 
     if parts.part == "image":
         return parts.case, {"image": [path]}, LAYOUTS[parts.layout].order
     nearby = [*parts.folder.glob("*"), *parts.folder.glob(f"*/*{path.suffix}")]
-    return parts.case, _groups(nearby).get(parts._replace(part=""), {}), None
+    return parts.case, _groups(filterfalse(Path.is_dir, nearby)).get(parts._replace(part=""), {}), None
 
 
 def missing_or_twice(files: dict[str, list[Path]], needed: Iterable[str] = SEQUENCES) -> tuple[str, str]:

@@ -96,8 +96,8 @@ def name_parts(file: str | Path) -> NameParts | None:
     name = stem(file)
     if name is None:
         return None
-    # BraTS 2015 keeps each file in a folder of its own name.
-    folder = file.parent.parent if file.parent.name == name else file.parent
+    # BraTS 2015 keeps each file in a folder of its own name, some copies of 2020 with the extension.
+    folder = file.parent.parent if name in (file.parent.name, stem(file.parent)) else file.parent
     for layout_name, layout in LAYOUTS.items():
         match = re.fullmatch(layout.pattern, f"{file.parent.name}/{name}", re.IGNORECASE)
         if match:
