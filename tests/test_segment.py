@@ -648,6 +648,23 @@ def test_another_naming_leaves_one_label_map_of_a_case(phantoms: Path, small_bun
         assert [path.name for path in tmp_path.glob("*.nii.gz")] == [name]
 
 
+def test_a_case_named_as_the_label_map_of_another_stays_finished(
+    phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for case in ("x", "x_seg"):
+        (tmp_path / case).mkdir()
+        for name in NAMES:
+            shutil.copy(
+                phantoms / "phantom_000" / f"phantom_000_{name}.nii.gz", tmp_path / case / f"{case}_{name}.nii.gz"
+            )
+    cases = (tmp_path / "x", tmp_path / "x_seg")
+    run(small_bundle, *cases, output=out, naming="brats")
+    (out / "records" / "x.json").unlink()
+    run(small_bundle, *cases, output=out, naming="brats", resume=True)
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["x.nii.gz", "x_seg.nii.gz"]
+
+
 @pytest.mark.parametrize("message", ["", "\n$1_$2 is no formula"], ids=["no text", "an empty line first"])
 def test_an_error_that_begins_with_an_empty_line_fails_its_case(
     message: str, phantoms: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -57,7 +57,7 @@ def prepare_output(out: Path, cases: Sequence[dict[str, Any]], settings: dict[st
     for case in left:
         (out / "records" / f"{case['case']}.json").unlink(missing_ok=True)
         clear_case(out, case["case"], settings)
-        _clear_other_names(out, case["case"])
+        _clear_other_names(out, case["case"], maps)
     content = {"name": out.name, "description": NOTICE, "settings": settings, "test": left}
     with whole_file(datalist) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -95,10 +95,10 @@ def clear_case(out: Path, case: str, settings: dict[str, Any]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _clear_other_names(out: Path, case: str) -> None:
-    """Remove the label maps of a run with another --naming, which would stand beside those of this one."""
+def _clear_other_names(out: Path, case: str, maps: Sequence[Path]) -> None:
+    """Remove the label maps of a run with another --naming, which would stand beside ``maps``, those of this one."""
     for path in (_label_map(out, case, {"output_postfix": postfix}) for postfix in POSTFIXES.values()):
-        if path.exists() and written_here(path):
+        if path not in maps and path.exists() and written_here(path):  # x_seg may be a case beside x
             path.unlink()
 
 
