@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -663,6 +664,38 @@ def test_a_case_named_as_the_label_map_of_another_stays_finished(
     (out / "records" / "x.json").unlink()
     run(small_bundle, *cases, output=out, naming="brats", resume=True)
     assert sorted(path.name for path in out.glob("*.nii.gz")) == ["x.nii.gz", "x_seg.nii.gz"]
+
+
+class ClosedPipe(io.StringIO):
+    """A reader that has gone, as behind ``| head -1``."""
+
+    def flush(self) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("stdout", [ClosedPipe(), io.TextIOWrapper(io.BytesIO(), "ascii")], ids=["pipe", "ascii"])
+def test_a_line_that_cannot_be_printed_fails_no_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdout: io.TextIOBase
+) -> None:
+    case = {"case": "Jos\u00e9", "image": []}
+    (tmp_path / "datalist.json").write_text(json.dumps({"test": [case]}))
+    records = segmentation.Records(tmp_path / "datalist.json")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    records.write(case, error="no image")
+    assert segmentation.read_record(records.path(case["case"])).error == "no image"
+
+
+def test_the_command_line_writes_out_letters_that_its_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def datalist(directory: str) -> None:
+        print(directory)
+
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(command_line, "datalist", datalist)
+    monkeypatch.setattr(sys, "argv", ["omnet_monai", "datalist", "Jos\u00e9"])
+    command_line.main()
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"Jos\\xe9\n"
 
 
 @pytest.mark.parametrize("message", ["", "\n$1_$2 is no formula"], ids=["no text", "an empty line first"])

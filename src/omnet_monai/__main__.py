@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial, wraps
 from inspect import signature
+from io import TextIOWrapper
 from typing import Any
 
 import fire
@@ -78,6 +79,8 @@ def _noting(verb: Callable[..., None], calls: list[Callable[[], None]]) -> Calla
 
 def main() -> None:
     """Run one verb; an error of the user's is one line on stderr and exit status 1."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal may lack letters of a name
     try:
         verbs = (ablate, benchmark, check, datalist, demo, export, package, phantom, prepare, score, segment)
         calls: list[Callable[[], None]] = []

@@ -6,6 +6,7 @@ import gc
 import json
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,8 @@ class Records:
         done, total = self._done(), len(self.cases)
         pace = (time.monotonic() - self.start) / max(done - self.done_before, 1)
         left = f", about {_duration(pace * (total - done))} left" if done < total else ""
-        print(f"[{done}/{total}] {record.case}: {record.line()}{left}", flush=True)
+        with suppress(OSError, ValueError):  # a pipe whose reader has gone, an encoding without the letters
+            print(f"[{done}/{total}] {record.case}: {record.line()}{left}", flush=True)
 
     def _done(self) -> int:
         return sum(self.path(case["case"]).is_file() for case in self.cases)
