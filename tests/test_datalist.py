@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -156,6 +157,26 @@ def test_a_split_must_fit_the_cases(root: Path, training: list[str], test: list[
     assert not (root / "datalist.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        ({"train": ["A-001-000"], "testing": ["A-002-000"]}, r'{"train": \["A-001-000"\], "testing": '),
+        ({"training": [], "test": []}, r'{"training": \[\], "test": \[\]}$'),
+        ({"training": "A-001-000"}, '{"training": "A-001-000"}$'),
+        ({"training": None, "test": ["A-002-000"]}, '{"training": null, "test": '),
+        ({"training": [{"image": "x"}]}, r'{"training": \[{"image": "x"}\]}$'),
+        ({"training": ["A-001-000", "A-002-000"], "test": ["A-001-000"]}, "A-001-000 twice$"),
+    ],
+    ids=["other names", "empty lists", "a text", "null", "an entry", "twice"],
+)
+def test_a_split_file_must_list_names_of_cases(root: Path, content: dict[str, Any], got: str) -> None:
+    (root / "split.json").write_text(json.dumps(content))
+    rule = "split.json must list names of cases, each once, under training or test, got "
+    with pytest.raises(ValueError, match=rule + got):
+        write_datalist(root, split=root / "split.json", folds=1)
+    assert not (root / "datalist.json").exists()
+
+
 def test_a_split_file_must_exist(root: Path) -> None:
     with pytest.raises(ValueError, match=r"split must be a JSON file, got .*absent.json, which does not exist"):
         write_datalist(root, split=root / "absent.json")
@@ -224,6 +245,41 @@ def test_a_file_that_is_no_object_is_refused_by_its_name(root: Path, text: str, 
         write_datalist(root, split=root / "own.json")
 
 
+@pytest.mark.parametrize(
+    ("entry", "rule"),
+    [
+        ({"label": "p_seg.nii"}, "image must be a path or a list of paths, got None"),
+        (5, "image must be a path or a list of paths, got 5"),
+        ({"image": {"t1": "p_t1.nii"}}, r"image must be a path or a list of paths, got {'t1'"),
+        ({"image": ["p_t1.nii", 2, None, None]}, r"image must be a path or a list of paths, got \['p_t1.nii', 2, None"),
+        ({"image": "p.nii", "label": ["p_seg.nii"]}, r"label must be a path, got \['p_seg.nii'\]"),
+        ({"image": "p.nii", "case": 7}, "case must be text, got 7"),
+        ({"image": "p.nii", "fold": "0"}, "fold must be a whole number, got '0'"),
+    ],
+    ids=["no image", "number", "object", "number in the list", "list of labels", "case", "fold"],
+)
+def test_an_entry_that_is_no_case_is_refused_by_its_number(tmp_path: Path, entry: Any, rule: str) -> None:
+    (tmp_path / "own.json").write_text(json.dumps({"test": ["a.nii", entry]}))
+    for read in (read_cases, read_scored_cases):
+        with pytest.raises(ValueError, match=f"own.json, entry 2 of test: {rule}"):
+            read(tmp_path / "own.json", "test")
+
+
+def test_an_entry_without_a_sequence_or_with_nulls_is_a_case(tmp_path: Path) -> None:
+    entry = {"image": ["a.nii", None, "b.nii", "c.nii"], "label": None, "case": None, "fold": None}
+    (tmp_path / "own.json").write_text(json.dumps({"test": [entry]}))
+    assert read_cases(tmp_path / "own.json", "test")[0]["image"][:2] == [str(tmp_path / "a.nii"), None]
+
+
+def test_a_datalist_and_a_split_may_begin_with_the_mark_of_windows(root: Path) -> None:
+    split = write_split(root, ["A-001-000"], ["A-002-000"])
+    for file in (split, write_datalist(root, folds=1, split=split)):
+        file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert read_cases(write_datalist(root, root / "again.json", folds=1, split=split)) == read_cases(
+        root / "datalist.json"
+    )
+
+
 def test_cases_of_one_name_are_neither_written_nor_read(tmp_path: Path) -> None:
     for ending in ("t1", "t1c", "t2", "flair"):
         for name in (f"p_{ending}", ending):
@@ -246,9 +302,14 @@ def test_a_plain_decathlon_datalist_is_read(tmp_path: Path) -> None:
     assert read_cases(tmp_path / "dataset.json", "test") == [{"image": str(tmp_path / "imagesTs" / "a.nii.gz")}]
 
 
-def test_the_verb_prints_counts_and_tells_of_incomplete_cases(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_walks_once_prints_counts_and_tells_of_incomplete_cases(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (root / "A-005-000" / "A-005-000-t2w.nii.gz").unlink()
+    walks = []
+    monkeypatch.setattr(os, "walk", lambda *args, walk=os.walk, **kw: walks.append(args) or walk(*args, **kw))
     datalist(str(root), folds=2)
+    assert len(walks) == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[0] == "brats2023: 7 cases of 5 patients"
     assert sum(int(line.split()[2]) for line in out.splitlines() if line.startswith("fold ")) == 6

@@ -412,3 +412,9 @@ def test_two_cases_of_one_name_are_refused_and_both_are_named(entries: list[dict
     with pytest.raises(ValueError, match=f"cases of x must have names of their own, {message}"):
         require_names(entries, " of x")
     require_names([entry | {"case": str(number)} for number, entry in enumerate(entries)])
+
+
+@pytest.mark.parametrize("name", ["HGG/p", "../p"], ids=str)
+def test_a_case_whose_name_leads_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"cases of x must have names that a file can have, got {name}$"):
+        require_names([{"case": name, "image": "a"}], " of x")

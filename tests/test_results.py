@@ -87,6 +87,13 @@ def test_the_csv_has_a_row_per_case_and_reads_back_without_those_that_failed(tmp
     }
 
 
+def test_scores_that_a_spreadsheet_saved_are_read(tmp_path: Path) -> None:
+    Results([make_case("a", 1.0)]).write(tmp_path)
+    scores = read_scores(tmp_path / "scores.csv")
+    (tmp_path / "scores.csv").write_text((tmp_path / "scores.csv").read_text(), encoding="utf-8-sig")
+    assert read_scores(tmp_path / "scores.csv") == scores
+
+
 def test_two_evaluations_are_compared_by_the_cases_they_share(tmp_path: Path) -> None:
     Results([make_case("a", 0.5), make_case("b", 0.5), make_case("z", 0.0)]).write(tmp_path)
     results = Results([make_case("a", 0.6), make_case("b", 0.8), make_case("c", 0.9)], tmp_path / "scores.csv")

@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from omnet_monai.files import whole_file
-from omnet_monai.finding import find_cases, require_names
+from omnet_monai.files import read_object, whole_file
+from omnet_monai.finding import find_cases, require_case, require_names
 from omnet_monai.regions import CLASS_NAMES, SCHEMES, SEQUENCES
 
 __all__ = ["datalist", "read_cases", "read_images", "read_scored_cases", "write_datalist"]
@@ -48,30 +48,7 @@ def write_datalist(
         ValueError: if there is no complete case, for two cases of one name, for a split that names unknown or unlabeled
             cases or has a patient on both sides, and for more folds than patients.
     """
-    cases, messages = find_cases(directory, scheme)
-    if not cases:
-        raise ValueError(f"{directory} must hold a complete case, got {'; '.join(messages)}")
-    require_names(cases, f" of {directory}")
-    output = Path(directory, "datalist.json") if output is None else Path(output)
-    if split is None:
-        training, test = [case for case in cases if "label" in case], [case for case in cases if "label" not in case]
-    else:
-        training, test = _split(cases, Path(split))
-    fold_of = _folds(training, folds, seed)
-    base = Path(os.path.abspath(output)).parent
-    content = {
-        "name": Path(os.path.abspath(directory)).name,
-        "description": "brain tumor MRI; each case names its label scheme",
-        "modality": {str(channel): name for channel, name in enumerate(SEQUENCES)},
-        "labels": _label_names(cases),
-        "numTraining": len(training),
-        "numTest": len(test),
-        "training": [_with_paths(case, base) | {"fold": fold_of[case["patient"]]} for case in training],
-        "test": [_with_paths(case, base) for case in test],
-    }
-    with whole_file(output) as file:
-        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return output
+    return _write(directory, *find_cases(directory, scheme), output, folds, seed, split)
 
 
 def read_cases(
@@ -90,17 +67,18 @@ def read_cases(
         The entries of the section, with absolute paths.
 
     Raises:
-        ValueError: if the file or the section does not exist, two cases have one name, or no case is in the fold.
+        ValueError: if the file or the section does not exist, an entry is none of a case, two cases have one name, or
+            no case is in the fold.
     """
     if fold is None and held_out:
         return []
     path = Path(datalist)
-    content = _read_object("datalist", path)
+    content = read_object("datalist", path)
     if not isinstance(content.get(section), list):
         known = [key for key, value in content.items() if isinstance(value, list)]
         raise ValueError(f"section must be one of {', '.join(known)} in {path}, got {section!r}")
     # Not load_decathlon_datalist: it makes a path of any value that happens to name one, as "case" names a folder.
-    cases = [case if isinstance(case, dict) else {"image": case} for case in content[section]]
+    cases = [require_case(entry, f"{path}, entry {n} of {section}") for n, entry in enumerate(content[section], 1)]
     cases = [_with_paths(case, Path(os.path.abspath(path)).parent, absolute=True) for case in cases]
     require_names(cases, f" of {path}")
     if fold is None:
@@ -170,9 +148,10 @@ def datalist(
 
     The arguments are those of :func:`write_datalist`.
     """
-    for message in find_cases(directory, scheme)[1]:
+    cases, messages = find_cases(directory, scheme)
+    for message in messages:
         print(f"left out: {message}", file=sys.stderr)
-    path = write_datalist(directory, output, folds, seed, split, scheme)
+    path = _write(directory, cases, messages, output, folds, seed, split)
     training, test = read_cases(path), read_cases(path, "test")
     for key, prefix, cases in (("scheme", "", training + test), ("fold", "fold ", training)):
         for value, count in sorted(Counter(case[key] for case in cases).items()):
@@ -181,28 +160,57 @@ def datalist(
     print(f"{len(training)} training, {len(test)} test: {path}")
 
 
-def _read_object(what: str, path: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold an object."""
-    if not path.is_file():
-        raise ValueError(f"{what} must be a JSON file, got {path}, which does not exist")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{what} must be a JSON file, got {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{what} must be a JSON file of an object, got {path} with a {type(content).__name__}")
-    return content
+def _write(
+    directory: str | Path,
+    cases: list[dict[str, Any]],
+    messages: list[str],
+    output: str | Path | None,
+    folds: int,
+    seed: int,
+    split: str | Path | None,
+) -> Path:
+    """Write the datalist of what was found in a directory."""
+    if not cases:
+        raise ValueError(f"{directory} must hold a complete case, got {'; '.join(messages)}")
+    require_names(cases, f" of {directory}")
+    output = Path(directory, "datalist.json") if output is None else Path(output)
+    if split is None:
+        training, test = [case for case in cases if "label" in case], [case for case in cases if "label" not in case]
+    else:
+        training, test = _split(cases, Path(split))
+    fold_of = _folds(training, folds, seed)
+    base = Path(os.path.abspath(output)).parent
+    content = {
+        "name": Path(os.path.abspath(directory)).name,
+        "description": "brain tumor MRI; each case names its label scheme",
+        "modality": {str(channel): name for channel, name in enumerate(SEQUENCES)},
+        "labels": _label_names(cases),
+        "numTraining": len(training),
+        "numTest": len(test),
+        "training": [_with_paths(case, base) | {"fold": fold_of[case["patient"]]} for case in training],
+        "test": [_with_paths(case, base) for case in test],
+    }
+    with whole_file(output) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return output
 
 
 def _split(cases: list[dict[str, Any]], split: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Pick the cases that a split file names for training and for test."""
-    names = _read_object("split", split)
+    content = read_object("split", split)
+    sections = [content.get(section, []) for section in ("training", "test")]
+    asked: list[Any] = [name for names in sections for name in (names if isinstance(names, list) else [None])]
+    rule = f"split {split} must list names of cases, each once, under training or test"
+    if not asked or not all(isinstance(name, str) for name in asked):
+        raise ValueError(f"{rule}, got {json.dumps(content):.80}")
+    twice = [name for name, count in Counter(asked).items() if count > 1]
+    if twice:
+        raise ValueError(f"{rule}, got {', '.join(twice)} twice")
     by_name = {case["case"]: case for case in cases}
-    asked = [*names.get("training", []), *names.get("test", [])]
     unknown = [name for name in asked if "label" not in by_name.get(name, {})]
     if unknown:
         raise ValueError(f"split {split} must name complete cases with a label, got {', '.join(unknown)}")
-    training, test = ([by_name[name] for name in names.get(section, [])] for section in ("training", "test"))
+    training, test = ([by_name[name] for name in names] for names in sections)
     both = {case["patient"] for case in training} & {case["patient"] for case in test}
     if both:
         raise ValueError(f"split {split} must not share patients between training and test, got {sorted(both)}")

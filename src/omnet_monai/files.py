@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["keep_settings", "require_same", "sha256", "whole_file"]
+__all__ = ["keep_settings", "read_object", "require_same", "sha256", "whole_file"]
 
 
 @contextmanager
@@ -29,6 +29,24 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_object(what: str, path: Path) -> dict[str, Any]:
+    """
+    Read a JSON file that must hold an object.
+
+    Raises:
+        ValueError: if it does not, which says what the file was to be.
+    """
+    if not path.is_file():
+        raise ValueError(f"{what} must be a JSON file, got {path}, which does not exist")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows begins files with a mark
+    except ValueError as error:
+        raise ValueError(f"{what} must be a JSON file, got {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} must be a JSON file of an object, got {path} with a {type(content).__name__}")
+    return content
 
 
 def sha256(*paths: str | os.PathLike[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from omnet_monai.layouts import BARE, LAYOUTS, NameParts, case_name, name_parts, stem
 from omnet_monai.regions import SCHEMES, SEQUENCES
 
-__all__ = ["find_case", "find_cases", "missing_or_twice", "require_names"]
+__all__ = ["find_case", "find_cases", "missing_or_twice", "require_case", "require_names"]
 
 
 def find_cases(
@@ -114,20 +114,50 @@ def missing_or_twice(files: dict[str, list[Path]], needed: Iterable[str] = SEQUE
     return f"missing {', '.join(absent)}" if absent else "", "; ".join(twice)
 
 
+def require_case(entry: Any, where: str) -> dict[str, Any]:
+    """
+    Refuse an entry of a datalist that holds something else than a case does.
+
+    Args:
+        entry: a dictionary, or its "image" alone: a path, or a list of paths with ``None`` for a missing sequence.
+        where: which entry it is, for the message.
+
+    Returns:
+        The dictionary.
+
+    Raises:
+        ValueError: for an image, label, case or fold of another type.
+    """
+    case = entry if isinstance(entry, dict) else {"image": entry}
+    image = case.get("image") or 0
+    rules: tuple[tuple[str, Any, type, str], ...] = (
+        ("image", image if isinstance(image, list) else [image], str, "a path or a list of paths"),
+        ("label", [case.get("label")], str, "a path"),
+        ("case", [case.get("case")], str, "text"),
+        ("fold", [case.get("fold")], int, "a whole number"),
+    )
+    for key, values, kind, rule in rules:
+        if not all(value is None or isinstance(value, kind) for value in values):
+            raise ValueError(f"{where}: {key} must be {rule}, got {case.get(key)!r:.80}")
+    return case
+
+
 def require_names(entries: Iterable[dict[str, Any]], where: str = "") -> None:
     """
-    Refuse entries of a datalist that share a name, as what comes of a case is filed under it.
+    Refuse entries of a datalist that share a name, or whose name is a path, as what comes of a case is filed under it.
 
     Args:
         entries: each with its "image"; one without a "case" has the name that its files give it.
         where: what the entries are of, for the message.
 
     Raises:
-        ValueError: naming two such entries.
+        ValueError: naming two such entries, or the one.
     """
     images: dict[str, Any] = {}
     for entry in entries:
         name, image = entry.get("case") or _image_name(entry.get("image")), entry.get("image")
+        if Path(name).name != name:
+            raise ValueError(f"cases{where} must have names that a file can have, got {name}")
         if name in images:
             hint = "" if "case" in entry else '; an entry may state a name as "case"'
             both = f"{images[name]} and {image}"
