@@ -28,7 +28,7 @@ from nibabel.spatialimages import SpatialImage
 from omnet_monai.datalist import read_images
 from omnet_monai.demo import bundle_root, inference_config
 from omnet_monai.metrics import dice
-from omnet_monai.regions import REGIONS, SEQUENCES, regions_from_classes
+from omnet_monai.regions import REGIONS, SEQUENCES, classes_from_codes, regions_from_classes
 from omnet_monai.report import format_table
 from omnet_monai.weights import load_weights
 
@@ -78,16 +78,16 @@ class Segmenter:
     """
 
     def __init__(self, parser: ConfigParser) -> None:
-        self.prepare, self.inferer, self.network, self.device, finish = (
+        self.prepare, self.inferer, self.network, self.device, self.scheme, finish = (
             parser.get_parsed_content(name)
-            for name in ("preprocessing", "inferer", "network", "device", "postprocessing")
+            for name in ("preprocessing", "inferer", "network", "device", "label_scheme", "postprocessing")
         )
         self.finish = Compose(finish.transforms[:-1])  # all but saving
         self.inputs, self.probs, self.runs = torch.zeros(0), torch.zeros(0), 0
 
     @torch.no_grad()
     def __call__(self, images: Images) -> SpatialImage:
-        """Return the label map on the grid of the images."""
+        """Return the inner classes on the grid of the images."""
         with TemporaryDirectory() as folder:
             files = [f"{folder}/{name}.nii" for name in images]
             for image, file in zip(images.values(), files, strict=True):
@@ -100,7 +100,8 @@ class Segmenter:
             if same and not torch.equal(probs, self.probs):
                 raise ValueError("the network must return the same for the same input")
             self.inputs, self.probs, self.runs = inputs, probs, self.runs + 1
-        label = self.finish(data | {"pred": MetaTensor(self.probs.clone())})["pred"]
+        pred = MetaTensor(self.probs.clone(), affine=data["image"].affine)
+        label = classes_from_codes(self.finish(data | {"pred": pred})["pred"], self.scheme)
         return nibabel.Nifti1Image(label[0].numpy(), label.affine.numpy())
 
 

@@ -31,7 +31,7 @@ from omnet_monai.files import keep_settings, sha256, whole_file
 from omnet_monai.metrics import dice
 from omnet_monai.regions import REGIONS, regions_from_classes
 from omnet_monai.report import format_table
-from omnet_monai.transforms import MoveThresholdsd
+from omnet_monai.transforms import LabelsToRegionsd, MoveThresholdsd
 from omnet_monai.uncertainty import chance_of_error, region_uncertainty
 from omnet_monai.weights import load_weights
 
@@ -111,8 +111,10 @@ def _measure(parser: ConfigParser, case: dict[str, Any], run: Run) -> dict[str, 
     *refine, _ = parser.get_parsed_content("postprocessing").transforms  # all but saving
     back = Invertd(["probs", "maps"], prepare, "image", nearest_interp=False)
     results = {"pred": mean, "probs": mean, "maps": torch.cat([*maps.values()])}
-    data = Compose([*refine, back])(data | {name: MetaTensor(values) for name, values in results.items()})
-    masks, probs = regions_from_classes(data["pred"].as_tensor()), data["probs"].as_tensor()
+    masks_of = LabelsToRegionsd("pred", parser.get_parsed_content("label_scheme"))
+    data |= {name: MetaTensor(values, affine=data["image"].affine) for name, values in results.items()}
+    data = Compose([*refine, back, masks_of])(data)
+    masks, probs = data["pred"].as_tensor(), data["probs"].as_tensor()
     wrong = (masks != truth).any(0)[brain]
     ranked = [values[brain] for values in data["maps"].as_tensor()]
     caught = [_caught(values, wrong) for values in ranked]

@@ -22,6 +22,7 @@ from omnet_monai.finding import find_cases
 from omnet_monai.inferers import AutocastInferer
 from omnet_monai.machine import convolution_seconds, machine_rates
 from omnet_monai.networks import OMNet
+from omnet_monai.regions import SCHEMES
 from omnet_monai.rivals import own_paths, rivals
 from omnet_monai.timing import Volume
 
@@ -193,6 +194,18 @@ def test_float32_is_close_to_float64(measured: Path) -> None:
     for exact in compared.values():  # the default searches no image that is as small as this one
         assert 0 < exact["largest"] < 1e-3
         assert min(exact["dice"]) > 0.999
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_regions_are_the_same_whatever_codes_are_written(phantoms: Path, scheme: str) -> None:
+    volume = Volume(
+        find_cases(phantoms)[0][0], inference_config(bundle_root(), {"label_scheme": scheme}), torch.device("cpu")
+    )
+    probs = torch.ones(1, 3, *volume.image.shape[2:])
+    probs[:, 2, 8:] = 0  # enhancing in 8 planes, NCR/NET in the others
+    _, _, masks = volume.segment(SimpleNamespace(whole=False, network=None, inferer=lambda image, _: probs))
+    plane, box = probs[0, 0, 0].numel(), probs[0, 0].numel()
+    assert masks.flatten(1).sum(1).tolist() == [box, box, 8 * plane]
 
 
 @torch.inference_mode()

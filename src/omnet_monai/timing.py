@@ -22,7 +22,7 @@ from torch import nn
 from omnet_monai.cost import Passes
 from omnet_monai.inferers import AutocastInferer
 from omnet_monai.metrics import dice
-from omnet_monai.regions import REGIONS, regions_from_classes
+from omnet_monai.regions import REGIONS, classes_from_codes, regions_from_classes
 from omnet_monai.rivals import Rival
 
 __all__ = ["Volume", "peak_memory", "race"]
@@ -44,6 +44,7 @@ class Volume:
         self.case, self.name, self.device = case, str(case["case"]), device
         self.before = list(parser.get_parsed_content("preprocessing").transforms)
         self.after = list(parser.get_parsed_content("postprocessing").transforms)
+        self.scheme = parser.get_parsed_content("label_scheme")
         self.saver = next(step for step in self.after if isinstance(step, SaveImaged))
         self.data, shapes = dict(case), []
         for step in self.before:
@@ -88,8 +89,7 @@ class Volume:
         if before is not None:
             peak = peak_memory(self.device)
             memory = [peak, peak - before]
-        masks = regions_from_classes(self._refine(probs[0, :, *self.box] if rival.whole else probs[0])["pred"])
-        return took, memory, masks.cpu()
+        return took, memory, self._masks(probs[0, :, *self.box] if rival.whole else probs[0]).cpu()
 
     def exactness(self, inferers: Mapping[str, AutocastInferer], network: nn.Module) -> dict[str, Any]:
         """
@@ -102,11 +102,11 @@ class Volume:
         first = next(iter(inferers.values()))
         exact = AutocastInferer(first.inferer, amp=False, fold=False, skip_empty=first.skip_empty)
         reference = exact(self.image.double(), copy.deepcopy(network).double())
-        others, results = regions_from_classes(self._refine(reference[0].float())["pred"]), {}
+        others, results = self._masks(reference[0].float()), {}
         for name, inferer in inferers.items():
             probs = inferer(self.image, network)
-            masks = regions_from_classes(self._refine(probs[0])["pred"])
-            results[name] = {"largest": float((probs - reference).abs().max()), "dice": self.dice(masks, others)}
+            scores = self.dice(self._masks(probs[0]), others)
+            results[name] = {"largest": float((probs - reference).abs().max()), "dice": scores}
         return results
 
     def dice(self, masks: torch.Tensor, others: torch.Tensor | None) -> list[float] | None:
@@ -146,6 +146,10 @@ class Volume:
                 times.setdefault(name, []).append(took)
             passes.stop()
         return {name: median(values) for name, values in times.items()}
+
+    def _masks(self, probs: torch.Tensor) -> torch.Tensor:
+        """Turn probabilities into the region masks of the label map that is saved."""
+        return regions_from_classes(classes_from_codes(self._refine(probs)["pred"], self.scheme))
 
     def _refine(self, probs: torch.Tensor) -> dict[str, Any]:
         """Run everything between probabilities and the saver: the label map on the case's own grid."""
