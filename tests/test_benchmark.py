@@ -11,11 +11,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import SimpleInferer, SlidingWindowInferer
 from torch import nn
 
 from omnet_monai import __version__, machine
-from omnet_monai.benchmark import benchmark
+from omnet_monai.benchmark import _stages, benchmark
 from omnet_monai.demo import bundle_root, inference_config
 from omnet_monai.files import sha256
 from omnet_monai.finding import find_cases
@@ -162,6 +162,34 @@ def test_stages_add_up_to_the_whole_case(measured: Path) -> None:
     assert sum(stages[part] for part in parts) == pytest.approx(stages["whole case"])
     assert stages["network"] + stages["blend"] == pytest.approx(stages["inference"])
     assert 0 < stages["network"] < stages["inference"]
+
+
+@torch.inference_mode()
+def test_what_nibabel_does_not_read_has_no_time_for_its_files_alone(phantoms: Path, tmp_path: Path) -> None:
+    case = find_cases(phantoms)[0][0]
+    volume = Volume(case, inference_config(bundle_root(), {"output_dir": str(tmp_path)}), torch.device("cpu"))
+    load, volume.case = volume.before[0], {**case, "image": "images.mha"}
+    volume.before[0] = lambda _: load(case)
+    stages = volume.stages(SimpleInferer(), nn.Conv3d(4, 3, 1), repeats=2)
+    assert stages["files alone"] is None
+    json.dumps(stages, allow_nan=False)
+    timed = {**stages, "whole case": 5.0, "inference": 2.0, "files alone": 1.5}
+    (table,) = _stages({"p": stages})
+    assert table.split()[-1] == "-"
+    assert _stages({"p": stages, "q": timed})[1].startswith("everything but inference: 2.0 times")
+
+
+@torch.inference_mode()
+def test_post_processing_is_waited_for_before_the_file_is_saved(phantoms: Path, tmp_path: Path) -> None:
+    parser = inference_config(bundle_root(), {"output_dir": str(tmp_path)})
+    volume = Volume(find_cases(phantoms)[0][0], parser, torch.device("cpu"))
+    order: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("omnet_monai.timing._wait", lambda device: order.append("wait"))
+        patch.setattr(volume, "_refine", lambda probs: order.append("refine"))
+        patch.setattr(volume, "saver", lambda data: order.append("save"))
+        volume.stages(SimpleInferer(), nn.Conv3d(4, 3, 1), repeats=1)
+    assert order == ["wait", "refine", "wait", "save"]
 
 
 def test_the_whole_volume_is_that_of_a_turned_and_thick_case_too(phantoms: Path, tmp_path: Path) -> None:

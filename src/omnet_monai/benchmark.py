@@ -153,12 +153,7 @@ def _plot(rows: dict[str, Any], path: Path) -> None:
 
 
 def _text(result: dict[str, Any]) -> str:
-    tables = [_rows_table(result["rows"])]
-    stages = result["stages"]
-    names = list(next(iter(stages.values())))
-    tables.append(format_table(["seconds", *names], [[case, *times.values()] for case, times in stages.items()]))
-    others = [(t["whole case"] - t["inference"]) / t["files alone"] for t in stages.values()]
-    tables.append(f"everything but inference: {mean(others):.1f} times what nibabel takes for the files alone")
+    tables = [_rows_table(result["rows"]), *_stages(result["stages"])]
     convolutions = result["convolutions"]
     layers = convolutions["layers"]
     products = [rate for rates in result["rates"]["matmul"].values() for rate in rates.values()]
@@ -186,6 +181,17 @@ def _text(result: dict[str, Any]) -> str:
         ]
         tables.append(format_table(["against float64", "largest difference", *REGIONS], lines))
     return "\n\n".join(tables)
+
+
+def _stages(stages: dict[str, dict[str, float | None]]) -> list[str]:
+    """One line per case, then what there is beside inference."""
+    lines = [[case, *("-" if t is None else t for t in times.values())] for case, times in stages.items()]
+    tables = [format_table(["seconds", *next(iter(stages.values()))], lines)]
+    timed: list[dict[str, Any]] = [times for times in stages.values() if times["files alone"]]
+    others = [(times["whole case"] - times["inference"]) / times["files alone"] for times in timed]
+    if others:
+        tables.append(f"everything but inference: {mean(others):.1f} times what nibabel takes for the files alone")
+    return tables
 
 
 def _rows_table(rows: dict[str, Any]) -> str:

@@ -116,12 +116,12 @@ class Volume:
         return [dice(masks[region], others[region]) for region in range(len(REGIONS))]
 
     @torch.inference_mode()
-    def stages(self, inferer: Inferer, network: nn.Module, repeats: int) -> dict[str, float]:
+    def stages(self, inferer: Inferer, network: nn.Module, repeats: int) -> dict[str, float | None]:
         """
         Time a whole case, stage by stage, in seconds: medians over ``repeats``.
 
         ``network`` is what passes inside the network, ``blend`` what the inferer adds; ``files alone`` is what nibabel
-        takes to read the same files and write one label map.
+        takes to read the same files and write one label map, ``None`` for MetaImage, which it does not read.
         """
         times: dict[str, list[float]] = {}
         for _ in range(repeats):
@@ -136,6 +136,7 @@ class Volume:
             _wait(self.device)
             marks.append(time.perf_counter())
             data = self._refine(probs)
+            _wait(self.device)
             marks.append(time.perf_counter())
             self.saver(data)
             marks.append(time.perf_counter())
@@ -145,7 +146,8 @@ class Volume:
             for name, took in stages.items():
                 times.setdefault(name, []).append(took)
             passes.stop()
-        return {name: median(values) for name, values in times.items()}
+        medians = {name: median(values) for name, values in times.items()}
+        return {name: None if np.isnan(took) else took for name, took in medians.items()}  # JSON knows no NaN
 
     def _masks(self, probs: torch.Tensor) -> torch.Tensor:
         """Turn probabilities into the region masks of the label map that is saved."""
