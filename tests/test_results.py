@@ -67,8 +67,8 @@ def test_from_ten_cases_on_the_mean_has_an_interval(tmp_path: Path) -> None:
 
 
 def test_a_small_volume_is_not_written_as_none_and_a_small_loss_not_as_minus_nothing() -> None:
-    assert [milliliters(value) for value in (0.0, 0.027, 0.9996, 1.0, 123.45)] == [
-        *("0.0", "0.027", "1.000", "1.0", "123.5")
+    assert [milliliters(value) for value in (0.0, 0.000125, 0.027, 0.9996, 1.0, 123.45)] == [
+        *("0.0", "0.0001", "0.027", "1.000", "1.0", "123.5")
     ]
     assert digits("dice_WT", -0.0001) == "0.000"
     assert digits("hd95_WT", -0.04) == "0.0"

@@ -167,8 +167,10 @@ def digits(column: str, value: float) -> str:
 
 
 def milliliters(value: float) -> str:
-    """Write a volume as it is read: with one digit, below 1 ml with three, so that only an empty one is 0."""
-    return f"{value:.1f}" if value >= 1 or value == 0 else f"{value:.3f}"
+    """Write a volume as it is read: with one digit, below 1 ml with three or the first, so that only an empty is 0."""
+    if value >= 1 or value == 0:
+        return f"{value:.1f}"
+    return f"{value:.3f}" if value >= 0.0005 else f"{value:.1g}"
 
 
 def _mean_dice(case: CaseScore) -> float:
