@@ -128,9 +128,16 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     (tmp_path / "dice.csv").write_text("case,dice_WT\na,1\n")
     with pytest.raises(ValueError, match="must have a column for every metric, lacks dice_TC, dice_ET, hd95_WT"):
         Results([make_case("a", 0.5)], tmp_path / "dice.csv")
-    Results([make_case("b", 0.5)]).write(tmp_path)
-    with pytest.raises(ValueError, match="must share a scored case with this evaluation, has b"):
-        Results([make_case("a", 0.5)], tmp_path / "scores.csv")
+
+
+def test_a_report_has_no_differences_if_the_cases_to_compare_with_failed(tmp_path: Path) -> None:
+    Results([make_case("torn", 0.5)]).write(tmp_path)
+    results = Results([make_case("a", 0.5), FAILED], tmp_path / "scores.csv")
+    assert (results.differences, results.compared, results.means["dice_WT"]) == (None, [], 0.5)
+    assert results.text().splitlines()[-1] == (
+        f"not compared: no case was scored both here and in {tmp_path / 'scores.csv'}"
+    )
+    assert "Difference to" not in write(tmp_path, results)
 
 
 def test_the_worst_case_comes_first_with_its_picture_and_failed_ones_before_all(tmp_path: Path) -> None:

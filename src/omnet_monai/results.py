@@ -53,11 +53,12 @@ class Results:
         scored: the cases that have scores, those with the lowest mean Dice first.
         failed: the others.
         summary: means of ``COLUMNS`` with ranges or intervals, ``None`` if nothing was scored.
-        differences: paired differences to the other evaluation, this one minus that.
+        differences: paired differences to the other evaluation, this one minus that; ``None`` without one, or if no
+            case was scored in both.
         compared: names of the cases in ``differences``.
 
     Raises:
-        ValueError: if the other evaluation lacks a metric or shares no case.
+        ValueError: if the other evaluation lacks a metric.
     """
 
     def __init__(self, cases: Sequence[CaseScore], compare_to: str | Path | None = None) -> None:
@@ -95,8 +96,10 @@ class Results:
         if self.differences is not None:
             rows += [_row(f"difference of {len(self.compared)}", self.differences.mean)]
             rows += [_row("standard error", self.differences.error)]
-        failed = [f"not scored: {case.error}" for case in self.failed]
-        return "\n".join([format_table(header, rows), *failed])
+        notes = [f"not scored: {case.error}" for case in self.failed]
+        if self.other and not self.compared:
+            notes.append(f"not compared: no case was scored both here and in {self.other}")
+        return "\n".join([format_table(header, rows), *notes])
 
     def write(self, folder: Path) -> None:
         """Write ``scores.csv``, a row per case, and ``scores.json``, which has the summary too."""
@@ -127,7 +130,7 @@ class Results:
         own = {case.case: case for case in self.scored}
         self.compared = sorted(own.keys() & others.keys())
         if not self.compared:
-            raise ValueError(f"{self.other} must share a scored case with this evaluation, has {', '.join(others)}")
+            return
         second = np.array([[others[name][column] for column in COLUMNS] for name in self.compared])
         first = [own[name] for name in self.compared]
         self.differences = paired_differences(self._table(first), second, [case.patient for case in first])
