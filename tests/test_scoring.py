@@ -10,8 +10,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from processes import run_python
 
+from omnet_monai import scoring
 from omnet_monai.datalist import read_cases
 from omnet_monai.metrics import IN_UNITS
 from omnet_monai.results import read_scores
@@ -175,6 +177,53 @@ def test_a_case_that_lost_an_image_is_an_error_of_its_own(phantoms: Path, predic
     result = score_case(case, predictions, predictions / "pictures")
     assert (result.case, result.values) == (case["case"], {})
     assert "absent.nii.gz: missing sequence" in result.error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(OSError("disk full"), "disk full"), (ValueError(), "ValueError")],
+    ids=["without the case", "without a text"],
+)
+def test_every_error_names_its_case(
+    phantoms: Path, predictions: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str
+) -> None:
+    def fail(*masks: object) -> None:
+        raise error
+
+    monkeypatch.setattr(scoring, "score_regions", fail)
+    assert error_of(phantoms, predictions) == f"case {first(phantoms)['case']}: {expected}"
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_scores(
+    phantoms: Path, predictions: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*volumes: object, **how: object) -> None:
+        raise OSError("disk full")
+
+    undrawn, datalist = first(phantoms)["case"], str(phantoms / "datalist.json")
+    score(str(predictions), datalist, "training")
+    draw = scoring.save_overlay
+    monkeypatch.setattr(
+        scoring, "save_overlay", lambda *v, **how: (fail if how["title"] == undrawn else draw)(*v, **how)
+    )
+    score(str(predictions), datalist, "training")
+    assert {values["dice_ET"] for values in read_scores(predictions / "scores.csv").values()} == {1.0}
+    assert (predictions / "report.html").read_text().count("<img") == 2  # of three, none of the run before
+    assert f"case {undrawn}: no picture could be drawn, got OSError: disk full" in caplog.messages
+
+
+def test_a_4d_file_is_drawn_in_the_order_of_its_channels(
+    phantoms: Path, predictions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, drawn = first(phantoms), []
+    monkeypatch.setattr(scoring, "save_overlay", lambda image, *others, **how: drawn.append(image.clone()))
+    images = [nib.load(file) for file in case["image"]]
+    volume = np.stack([np.asarray(image.dataobj) for image in reversed(images)], axis=-1)
+    nib.save(nib.Nifti1Image(volume, images[0].affine), tmp_path / "stacked.nii")
+    stacked = case | {"image": str(tmp_path / "stacked.nii")}
+    for entry, order in ((case, None), (stacked, ("flair", "t2", "t1c", "t1"))):
+        assert score_case(entry, predictions, predictions / "pictures", order=order).error == ""
+    assert torch.equal(*drawn)
 
 
 def test_no_folder_and_no_scheme_are_the_users_mistakes(phantoms: Path, predictions: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def write_page(path: Path, results: Results, pictures: Path | None, limit: int =
     Args:
         path: HTML file to write.
         results: what it shows.
-        pictures: folder with ``<case>.png`` for each case, ``None`` for a page without.
+        pictures: folder with ``<case>.png`` for each case that could be drawn, ``None`` for a page without.
         limit: number of pictures to put in, of the worst cases, as each takes about half a MB.
     """
     cases = [_case(number, case, pictures if number < limit else None) for number, case in enumerate(results.scored)]
@@ -118,7 +118,8 @@ def _case(number: int, case: CaseScore, pictures: Path | None) -> str:
     cells = [digits(column, case.values[column]) for column in COLUMNS]
     classes = [_mark(column, case.values[column]) for column in COLUMNS]
     volumes = [milliliters(case.values[column]) for column in VOLUMES]
-    image = "" if pictures is None else picture_of(case.case, pictures / f"{case.case}.png")
+    picture = None if pictures is None else pictures / f"{case.case}.png"
+    image = picture_of(case.case, picture) if picture and picture.is_file() else ""
     table = _table(cells, classes, volumes)
     return f'<section id="case{number}"><h3>{number + 1}. {escape(case.case)}</h3>{table}{image}</section>'
 

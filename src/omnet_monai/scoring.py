@@ -44,6 +44,7 @@ class EvaluationReport:
         output_dir: folder of the label maps and of the report.
         compare_to: ``scores.csv`` of another evaluation, to list paired differences; ``None`` for none.
         pictures: whether to draw the cases, which takes about a second each.
+        order: the channels of 4-D files, as of :class:`~omnet_monai.loading.LoadCased`.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class EvaluationReport:
         output_dir: str | Path,
         compare_to: str | Path | None = None,
         pictures: bool = True,
+        order: Sequence[str] | None = None,
     ) -> None:
         self.cases = cases
         self.output_dir = Path(output_dir)
         self.compare_to = compare_to
         _check_comparison(compare_to, cases)
         self.pictures = self.output_dir / "pictures" if pictures else None
+        self.order = order
         self.failed: list[str] = []
 
     def attach(self, engine: Engine) -> None:
@@ -69,7 +72,7 @@ class EvaluationReport:
         """Score this process's share of the cases, publish the means among the metrics, write the report."""
         idist.barrier()  # until every process has saved its label maps
         share = self.cases[idist.get_rank() :: idist.get_world_size()]
-        mine = [asdict(score_case(case, self.output_dir, self.pictures, "brats2023")) for case in share]
+        mine = [asdict(score_case(case, self.output_dir, self.pictures, "brats2023", self.order)) for case in share]
         gathered = string_list_all_gather([json.dumps(mine)])
         results = Results([CaseScore(**case) for text in gathered for case in json.loads(text)], self.compare_to)
         self.failed = [case.case for case in results.failed]
@@ -125,7 +128,11 @@ def score(
 
 
 def score_case(
-    case: dict[Any, Any], predictions: Path, pictures: Path | None = None, scheme: str | None = None
+    case: dict[Any, Any],
+    predictions: Path,
+    pictures: Path | None = None,
+    scheme: str | None = None,
+    order: Sequence[str] | None = None,
 ) -> CaseScore:
     """
     Score the label map of one case, and draw it if asked for.
@@ -135,24 +142,25 @@ def score_case(
         predictions: folder of the label maps.
         pictures: folder for ``<case>.png``, ``None`` to draw nothing.
         scheme: label scheme of the label map, a key of ``SCHEMES``; ``None`` if unknown.
+        order: the channels of a 4-D file, as of :class:`~omnet_monai.loading.LoadCased`.
 
     Returns:
-        The scores, or the error that kept the case from being scored.
+        The scores, or the error that kept the case from being scored, which names the case.
     """
     name = str(case.get("case", case["image"]))
     try:
-        data = LoadCased()(case)
+        data = LoadCased(order=order)(case)
         image, truth = data["image"], data["label"]
         name = image.meta["case"]
         file = find_prediction(predictions, name)
         pred = read_label(name, file, scheme, tuple(image.shape[1:]), image.affine.numpy())
         values = _values(pred, truth.as_tensor(), image.pixdim.tolist())
-        if pictures:
-            turn = Orientation(axcodes="LPS", labels=None)
-            upright = [turn(volume) for volume in (image, MetaTensor(pred, affine=image.affine), truth)]
-            save_overlay(upright[0], upright[1], pictures / f"{name}.png", truth=upright[2], title=name)
     except (ValueError, OSError, ImportError) as error:  # without ITK, MetaImage alone cannot be read
-        return CaseScore(name, str(case.get("patient", name)), error=str(error))
+        text = str(error) or type(error).__name__
+        text = text if text.startswith("case ") else f"case {name}: {text}"
+        return CaseScore(name, str(case.get("patient", name)), error=text)
+    if pictures:
+        _draw(name, pictures / f"{name}.png", image, MetaTensor(pred, affine=image.affine), truth)
     return CaseScore(name, str(case.get("patient", name)), values)
 
 
@@ -188,6 +196,17 @@ def _values(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -
         volumes = mask.flatten(1).sum(1) * (math.prod(spacing) / 1000)
         values |= {f"{source}_ml_{region}": float(ml) for region, ml in zip(REGIONS, volumes, strict=True)}
     return values
+
+
+def _draw(case: str, path: Path, *volumes: MetaTensor) -> None:
+    """Draw image, prediction and truth; a case without a picture has its scores all the same."""
+    turn = Orientation(axcodes="LPS", labels=None)
+    try:
+        path.unlink(missing_ok=True)  # else one of other label maps might stay
+        image, pred, truth = (turn(volume) for volume in volumes)
+        save_overlay(image, pred, path, truth=truth, title=case)
+    except Exception as error:
+        logger.warning(f"case {case}: no picture could be drawn, got {type(error).__name__}: {error}")
 
 
 def _write(results: Results, folder: Path, pictures: Path | None) -> None:
