@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from monai.data import MetaTensor
 
@@ -133,6 +136,53 @@ def test_a_label_full_of_tumor_and_an_image_of_zeros_are_drawn(tmp_path: Path) -
     save_overlay(torch.zeros(4, *SHAPE), full, tmp_path / "p1.png")
     save_overlay(torch.zeros(4, *SHAPE), 0 * full, tmp_path / "p2.png", truth=0 * full)
     assert imread(tmp_path / "p2.png").shape == (820, 1080, 4)
+
+
+def test_a_sequence_is_drawn_between_the_extremes_of_its_brain_whatever_its_zero() -> None:
+    volume = np.arange(201.0).reshape(1, 1, 201) - 100  # of the others the percentiles are -99.005 and 99.005
+    values = pictures._shown(volume)[0, 0, [1, 50, 100, 150, 199]]
+    assert values == pytest.approx([0, 49 / 198, 0, 149 / 198, 1], abs=1e-4)
+    assert pictures._shown(volume - 1000)[0, 0, [1, 199]] == pytest.approx([0, 1], abs=1e-4)  # all of it below 0
+    assert not pictures._shown(np.full((2, 2, 2), 7.0)).any()
+
+
+@pytest.mark.parametrize("shift", [-2.0, -0.5], ids=["below 0", "normalized"])
+def test_negative_intensities_are_drawn_as_bright_as_positive_ones(tmp_path: Path, shift: float) -> None:
+    for name, image in (("p1", make_image() + 1), ("p2", make_image() + shift)):
+        save_overlay(image, make_label(0), tmp_path / f"{name}.png")
+    first, second = (imread(tmp_path / f"{name}.png")[..., :3] for name in ("p1", "p2"))
+    assert np.abs(first - second).mean() < 0.001
+
+
+def test_each_plane_has_the_side_of_the_patient_that_lies_on_its_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks: list[str] = []
+    text = Axes.text
+    monkeypatch.setattr(Axes, "text", lambda axis, x, y, s, **how: marks.append(s) or text(axis, x, y, s, **how))
+    save_overlay(make_image(), make_label(EDEMA), tmp_path / "p1.png", make_label(EDEMA))
+    assert marks == ["R", "R", "A", "R"] * 3  # axial, coronal, sagittal, and the axial plane of most errors
+    marks.clear()
+    save_segmentation(make_image(), make_label(EDEMA), torch.zeros(1, *SHAPE), tmp_path / "p2.png")
+    assert marks == ["R"] * 7 + ["A"] + ["R"] * 2
+
+
+def test_a_picture_that_cannot_be_saved_leaves_no_figure_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(figure: Figure, *args: object, **how: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    before = pyplot.get_fignums()
+    for draw in (
+        lambda: save_overlay(make_image(), make_label(EDEMA), tmp_path / "p1.png"),
+        lambda: save_segmentation(make_image(), make_label(EDEMA), torch.zeros(1, *SHAPE), tmp_path / "p1.png"),
+    ):
+        with pytest.raises(OSError, match="disk full"):
+            draw()
+    assert pyplot.get_fignums() == before
+    assert not list(tmp_path.iterdir())
 
 
 def test_planes_have_anterior_or_superior_up_and_the_patients_right_on_the_left() -> None:

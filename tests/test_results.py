@@ -146,6 +146,7 @@ def test_the_worst_case_comes_first_with_its_picture_and_failed_ones_before_all(
     assert page.index("case torn: no &lt;file&gt;") < page.index("1. bad")
     assert "2 of 3 cases scored" in page
     assert page.count("data:image/png;base64,") == 2
+    assert "The patient's right is on the left" in page
     assert page.count('<a href="#case0">') == page.count('<a href="#case1">') == 6  # three regions in two charts
     bad, fine = page[page.index("1. bad") :].split("2. fine")
     assert 'class="poor">0.200' in bad

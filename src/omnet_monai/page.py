@@ -52,6 +52,7 @@ def write_page(path: Path, results: Results, pictures: Path | None, limit: int =
         *[_chart(metric, results.scored) for metric in ("dice", "hd95")],
         "</div>",
         "<h2>Cases, lowest mean Dice first</h2>",
+        "" if pictures is None else "<p>The patient's right is on the left of a picture.</p>",
         *cases,
     ]
     write_html(path, "Evaluation", body)

@@ -47,41 +47,29 @@ def save_overlay(
     one of them has the region. Beside each row stand the volumes.
 
     Args:
-        image: the four sequences in the order of ``SEQUENCES``, LPS axes, shape ``(4, H, W, D)``; the size of a voxel
-            is a ``MetaTensor``'s, else 1 mm along each axis.
+        image: the four sequences in the order of ``SEQUENCES``, background 0, LPS axes, shape ``(4, H, W, D)``; the
+            size of a voxel is a ``MetaTensor``'s, else 1 mm along each axis.
         label: predicted inner classes, shape ``(1, H, W, D)`` or ``(H, W, D)``.
         path: PNG file to write.
         truth: true inner classes, ``None`` for none.
         title: text above the picture.
     """
-    import matplotlib.pyplot as plt  # here, because it takes longer to import than everything else
-
     spacing = image.pixdim.tolist() if isinstance(image, MetaTensor) else [1.0] * 3
-    shape = image.shape[1:]
-    reference = None if truth is None else np.asarray(truth).reshape(shape)
-    volumes, found, reference = _crop(np.asarray(image, dtype=np.float32), np.asarray(label).reshape(shape), reference)
+    maps = [each if each is None else np.asarray(each).reshape(image.shape[1:]) for each in (label, truth)]
+    volumes, found, reference = _crop(np.asarray(image, dtype=np.float32), *maps)
     columns = len(PLANES) + (reference is not None)
-    figure, axes = plt.subplots(
-        len(REGIONS), columns, figsize=(2.6 * columns + 0.4, 8.2), facecolor="black", layout="constrained"
-    )
+    figure, axes = _figure(len(REGIONS), columns, (2.6 * columns + 0.4, 8.2), title)
     for row, (region, classes) in zip(axes, REGIONS.items(), strict=True):
         pred = np.isin(found, classes)
         true = None if reference is None else np.isin(reference, classes)
-        volume = volumes[SEQUENCES.index(SHOWN_ON[region])]
-        top = float(np.percentile(volume[volume > volume.min()], 99.5)) if np.ptp(volume) else 1.0
+        volume = _shown(volumes[SEQUENCES.index(SHOWN_ON[region])])
         views = _views(pred, true, found if reference is None or not reference.any() else reference)
         for axis, (name, normal, position) in zip(row, views, strict=True):
-            _draw_plane(axis, [volume, pred, true], normal, position, spacing, top)
+            _draw_plane(axis, [volume, pred, true], normal, position, spacing)
             axis.set_title(name, color="white", fontsize=8)
         row[0].set_ylabel(_caption(region, pred, true, float(np.prod(spacing))), color="white", fontsize=9)
-    figure.suptitle(title, color="white", fontsize=10, parse_math=False)
-    meanings = {"prediction": PREDICTED}
-    if reference is not None:
-        meanings = {"truth, filled where missed": TRUE, "prediction, filled where false": PREDICTED}
-    _draw_legend(figure, meanings)
-    with whole_file(path) as part:
-        figure.savefig(part, dpi=100)
-    plt.close(figure)
+    both = {"truth, filled where missed": TRUE, "prediction, filled where false": PREDICTED}
+    _save(figure, {"prediction": PREDICTED} if reference is None else both, path)
 
 
 def save_segmentation(
@@ -104,26 +92,46 @@ def save_segmentation(
         path: PNG file to write.
         title: text above the picture.
     """
-    import matplotlib.pyplot as plt  # here, because it takes longer to import than everything else
-
     spacing = image.pixdim.tolist() if isinstance(image, MetaTensor) else [1.0] * 3
     maps = [np.asarray(each).reshape(image.shape[1:]) for each in (label, uncertainty)]
     volumes, found, doubt = _crop(np.asarray(image, dtype=np.float32), *maps)
     center = _center(found > 0)
     planes = {name: (normal, int(center[normal])) for name, normal in PLANES.items()}
     planes["axial, least sure"] = (PLANES["axial"], int(doubt.sum((0, 1)).argmax()))
-    figure, axes = plt.subplots(2, len(SEQUENCES) + 1, figsize=(13.4, 6.4), facecolor="black", layout="constrained")
+    figure, axes = _figure(2, len(SEQUENCES) + 1, (13.4, 6.4), title)
     there = [sequence for sequence, volume in zip(SEQUENCES, volumes, strict=True) if volume.any()]
+    shown = dict(zip(SEQUENCES, map(_shown, volumes), strict=True))
     for axis, (name, sequence, classes, unsure) in zip(axes.flat, _panels(found, doubt, there), strict=True):
-        volume, bare = volumes[SEQUENCES.index(sequence)], classes is None and unsure is None
-        _draw_classes(axis, volume, classes, unsure, *planes[name], spacing)
-        text = sequence.upper() if bare else f"{name}, on {sequence.upper()}"
-        axis.set_title(text if volume.any() else f"{sequence.upper()} is missing", color="white", fontsize=10)
+        _draw_classes(axis, shown[sequence], classes, unsure, *planes[name], spacing)
+        text = sequence.upper() if classes is None and unsure is None else f"{name}, on {sequence.upper()}"
+        axis.set_title(text if sequence in there else f"{sequence.upper()} is missing", color="white", fontsize=10)
+    _save(figure, {CLASS_NAMES[cls]: color for cls, color in CLASS_COLORS.items()} | {"uncertain": UNCERTAIN}, path)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Any, np.ndarray]:
+    """Make a black figure of a size in inches, and its axes."""
+    from matplotlib.figure import Figure  # here, because it takes longer to import than everything else
+
+    figure = Figure(figsize=size, facecolor="black", layout="constrained")
     figure.suptitle(title, color="white", fontsize=10, parse_math=False)
-    _draw_legend(figure, {CLASS_NAMES[cls]: color for cls, color in CLASS_COLORS.items()} | {"uncertain": UNCERTAIN})
+    return figure, figure.subplots(rows, columns)
+
+
+def _save(figure: Any, meanings: dict[str, str], path: str | Path) -> None:
+    """Add a legend of meanings and their colors, and write the file."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=color, label=label) for label, color in meanings.items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=4, labelcolor="linecolor", frameon=False, fontsize=9)
     with whole_file(path) as part:
         figure.savefig(part, dpi=100)
-    plt.close(figure)
+
+
+def _shown(volume: np.ndarray) -> np.ndarray:
+    """Scale a sequence so that its brain lies between 0 and 1, but for the extremes, and its background at 0."""
+    brain = volume[volume != 0]
+    low, high = np.percentile(brain, [0.5, 99.5]) if brain.size else (0.0, 1.0)
+    return np.where(volume == 0, 0, (volume - low) / (high - low or 1))  # 0 may lie amid what was normalized
 
 
 def _panels(
@@ -169,19 +177,16 @@ def _center(mask: np.ndarray) -> np.ndarray:
 
 
 def _draw_plane(
-    axis: Any, volumes: Sequence[np.ndarray | None], normal: int, position: int, spacing: Sequence[float], top: float
+    axis: Any, volumes: Sequence[np.ndarray | None], normal: int, position: int, spacing: Sequence[float]
 ) -> None:
     volume, pred, true = (v if v is None else _slice(v, normal, position) for v in volumes)
-    across, up = (size for n, size in enumerate(spacing) if n != normal)
-    axis.imshow(volume, cmap="gray", vmin=0, vmax=top, aspect=up / across)
+    axis.imshow(volume, cmap="gray", vmin=0, vmax=1)
     if pred is not None and true is not None:
         for only, color in ((true & ~pred, TRUE), (pred & ~true, PREDICTED)):
-            axis.imshow(_tint(only, color), aspect=up / across)
+            axis.imshow(_tint(only, color))
     for mask, color in ((true, TRUE), (pred, PREDICTED)):
-        if mask is not None:
-            _outline(axis, mask, color, 1.1)
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
+        _outline(axis, mask, color, 1.1)
+    _finish(axis, normal, spacing)
 
 
 def _draw_classes(
@@ -193,39 +198,34 @@ def _draw_classes(
     position: int,
     spacing: Sequence[float],
 ) -> None:
-    """Draw a plane of a sequence between its own extremes, and on it the classes or the uncertainty, if any."""
-    brain = volume[volume != 0]
-    low, high = np.percentile(brain, [0.5, 99.5]) if brain.size else (0.0, 1.0)
-    across, up = (size for n, size in enumerate(spacing) if n != normal)
-    shown = np.where(volume == 0, low, volume)  # a background of 0 may lie amid intensities that were normalized
-    axis.imshow(_slice(shown, normal, position), cmap="gray", vmin=low, vmax=high, aspect=up / across)
+    """Draw a plane of a sequence, and on it the classes or the uncertainty, if any."""
+    axis.imshow(_slice(volume, normal, position), cmap="gray", vmin=0, vmax=1)
     plane = _slice(np.zeros_like(volume) if label is None else label, normal, position)
     for cls, color in CLASS_COLORS.items():
         mask = plane == cls
-        axis.imshow(_tint(mask, color), aspect=up / across)
+        axis.imshow(_tint(mask, color))
         _outline(axis, mask, color, 0.8)
     if doubt is not None:
         unsure = _slice(doubt, normal, position)
         tint = _tint(np.ones_like(unsure, dtype=bool), UNCERTAIN)
         tint[..., 3] = 255 * np.clip(unsure, 0, 1)
-        axis.imshow(tint, aspect=up / across)
-    side = "A" if normal == PLANES["sagittal"] else "R"  # of the patient, on the left of the plane
-    axis.text(0.01, 0.5, side, transform=axis.transAxes, color="white", fontsize=8)
-    axis.set(xticks=[], yticks=[])
+        axis.imshow(tint)
+    _finish(axis, normal, spacing)
+
+
+def _finish(axis: Any, normal: int, spacing: Sequence[float]) -> None:
+    """Give a plane its proportions, and a mark of the patient's side on its left."""
+    across, up = (size for n, size in enumerate(spacing) if n != normal)
+    axis.set(xticks=[], yticks=[], aspect=up / across)
     axis.spines[:].set_visible(False)
+    side = "A" if normal == PLANES["sagittal"] else "R"
+    axis.text(0.01, 0.5, side, transform=axis.transAxes, color="white", fontsize=8)
 
 
-def _outline(axis: Any, mask: np.ndarray, color: str, width: float) -> None:
+def _outline(axis: Any, mask: np.ndarray | None, color: str, width: float) -> None:
     """Draw the outline of a mask; there is none in a plane that a volume of few slices makes one voxel thick."""
-    if mask.any() and min(mask.shape) > 1:
+    if mask is not None and mask.any() and min(mask.shape) > 1:
         axis.contour(mask, levels=[0.5], colors=color, linewidths=width)
-
-
-def _draw_legend(figure: Any, meanings: dict[str, str]) -> None:
-    from matplotlib.lines import Line2D
-
-    lines = [Line2D([], [], color=color, label=label) for label, color in meanings.items()]
-    figure.legend(handles=lines, loc="outside lower center", ncols=4, labelcolor="linecolor", frameon=False, fontsize=9)
 
 
 def _slice(volume: np.ndarray, normal: int, position: int) -> np.ndarray:
