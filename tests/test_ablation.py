@@ -93,8 +93,8 @@ def test_an_interrupted_training_is_taken_up_where_it_was(
 ) -> None:
     save = RunCheckpoint.save
 
-    def save_and_stop(self: RunCheckpoint, epoch: int) -> None:
-        save(self, epoch)
+    def save_and_stop(self: RunCheckpoint, epoch: int, finished: bool = False) -> None:
+        save(self, epoch, finished)
         if epoch == 2:
             raise KeyboardInterrupt
 

@@ -418,7 +418,7 @@ def test_inputs_are_left_as_they_are_though_they_cannot_be_written(
         ({"scheme": "brats2016"}, "scheme must be one of brats2015, .*got 'brats2016'"),
         ({"naming": "nnunet"}, "naming must be one of bundle, brats, got 'nnunet'"),
         ({"fast": True, "accurate": True}, "exclude each other"),
-        ({"device": "cuda:99"}, "device must be one that torch finds here, got 'cuda:99'"),
+        ({"device": "cuda:99"}, "device must be cpu, cuda or cuda:1, and here, got 'cuda:99'"),
         ({"order": "t1,t2"}, "order must be a permutation of t1,t1c,t2,flair, got t1,t2"),
         ({"shceme": "msd"}, r"options must be those of segment or ids of inference\.json, segment\.json, got shceme"),
         ({"save_uncertainty": "False "}, "--save_uncertainty must be True or False, got 'False '"),
@@ -481,9 +481,10 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
     done = run_python([*words, "--bundle", str(small_bundle)], tmp_path)
     assert done.returncode == 1
     assert done.stderr == f"error: 1 of 2 cases failed, see {tmp_path / 'out put' / 'index.html'}\n"
-    first, second = done.stdout.splitlines()[1:3]
-    assert first.startswith("[1/2] phantom_000: failed: case phantom_000: ")
-    assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s; warning: brain: ", second)
+    first, second, warning = done.stdout.splitlines()[1:4]
+    assert re.match(r"\[1/2, about \d+ s left\] phantom_000: failed: case phantom_000: ", first)
+    assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s$", second)
+    assert warning.startswith("    warning: brain: ")
     assert (tmp_path / "out put" / "phantom_001_seg.nii.gz").is_file()
 
 
@@ -509,7 +510,7 @@ def test_a_switch_takes_no_case_and_no_other_text(
     monkeypatch.setattr(sys, "argv", ["omnet_monai", "segment", *words, "--output", "out"])
     with pytest.raises(SystemExit, match="1"):
         command_line.main()
-    rule = "write cases and folders before the switches"
+    rule = "with a capital letter, and cases come before switches"
     assert capsys.readouterr().err == f"error: --{name} must be True or False, got {value!r}: {rule}\n"
     assert not (tmp_path / "out").exists()
 
@@ -677,7 +678,7 @@ class ClosedPipe(io.StringIO):
 def test_a_line_that_cannot_be_printed_fails_no_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stdout: io.TextIOBase
 ) -> None:
-    case = {"case": "Jos\u00e9", "image": []}
+    case = {"case": "Jos\u00e9", "image": ["t1.nii.gz"]}
     (tmp_path / "datalist.json").write_text(json.dumps({"test": [case]}))
     records = segmentation.Records(tmp_path / "datalist.json")
     monkeypatch.setattr(sys, "stdout", stdout)

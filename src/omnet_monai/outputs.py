@@ -110,7 +110,14 @@ def sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
         for case in cases
     ]
     rows: list[list[str | float]] = [
-        [r.case, *(r.measures.get(name, "") for name in COLUMNS), r.error, "; ".join(r.warnings), r.seconds, r.notice]
+        [
+            r.case,
+            *(r.measures.get(name, "") for name in COLUMNS),
+            r.error,
+            "; ".join(r.warnings),
+            r.seconds or "",
+            r.notice,
+        ]
         for r in records
     ]
     header = ["case", *COLUMNS, "error", "warnings", "seconds", "notice"]

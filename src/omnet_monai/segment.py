@@ -135,7 +135,7 @@ def require_switches(options: dict[str, Any]) -> None:
     """Refuse switches that are not on or off: "--fast A B" makes A the value of the switch instead of a case."""
     for name, value in options.items():
         if not isinstance(value, bool):
-            rule = "write cases and folders before the switches"
+            rule = "with a capital letter, and cases come before switches"
             raise ValueError(f"--{name} must be True or False, got {value!r}: {rule}")
 
 
@@ -182,7 +182,7 @@ def _device(name: str | None) -> dict[str, str]:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device must be one that torch finds here, got {name!r}: {error}".splitlines()[0]) from error
+        raise ValueError(f"device must be cpu, cuda or cuda:1, and here, got {name!r}") from error
     return {"device": f"$torch.device({name!r})"}
 
 

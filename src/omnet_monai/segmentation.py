@@ -64,11 +64,11 @@ class CaseRecord:
     notice: str = NOTICE
 
     def line(self) -> str:
-        """Say in a line what came of the case."""
+        """Say in a line what came of the case, and in one more for each warning."""
         if self.error:
             return f"failed: {self.error}"
         volumes = ", ".join(f"{region} {milliliters(self.measures[f'ml_{region}'])} ml" for region in REGIONS)
-        return "; ".join([f"{volumes} in {self.seconds:.0f} s", *(f"warning: {text}" for text in self.warnings)])
+        return "\n    ".join([f"{volumes} in {self.seconds:.0f} s", *(f"warning: {text}" for text in self.warnings)])
 
 
 def read_record(path: Path) -> CaseRecord | None:
@@ -128,7 +128,7 @@ class Records:
         pace = (time.monotonic() - self.start) / max(done - self.done_before, 1)
         left = f", about {_duration(pace * (total - done))} left" if done < total else ""
         with suppress(OSError, ValueError):  # a pipe whose reader has gone, an encoding without the letters
-            print(f"[{done}/{total}] {record.case}: {record.line()}{left}", flush=True)
+            print(f"[{done}/{total}{left}] {record.case}: {record.line()}", flush=True)
 
     def _done(self) -> int:
         return sum(self.path(case["case"]).is_file() for case in self.cases)
