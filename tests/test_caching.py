@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import monai
 import numpy as np
 import pytest
 import torch
@@ -119,6 +120,23 @@ def test_a_change_of_a_file_that_the_list_does_not_name_prepares_the_case_anew(t
     os.utime(folder / "p1_flair.nii.gz", (0, 0))
     dataset[0]
     assert (tmp_path / COUNT).read_text() == "xx"
+
+
+@pytest.mark.parametrize("left", [0, 10, -1000, -1], ids=["nothing", "ten bytes", "most of it", "all but a byte"])
+def test_a_file_that_is_not_whole_is_prepared_anew_once(case: dict, tmp_path: Path, left: int) -> None:
+    dataset = MappedDataset([case], Prepare(), tmp_path / "cache")
+    (file,) = [dataset[0], *(tmp_path / "cache").iterdir()][1:]
+    file.write_bytes(file.read_bytes()[:left])
+    for _ in range(2):
+        assert (dataset[0]["image"] == 1.5).all()
+    assert times_prepared(case) == 2
+
+
+def test_another_monai_prepares_the_case_anew(case: dict, tmp_path: Path, monkeypatch) -> None:
+    for version in ("1.5.1", "1.6.0"):
+        monkeypatch.setattr(monai, "__version__", version)
+        MappedDataset([case], Prepare(), tmp_path / "cache")[0]
+    assert times_prepared(case) == 2
 
 
 def test_a_case_that_fails_leaves_nothing_behind(case: dict, tmp_path: Path, monkeypatch) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import monai
 import numpy as np
 import torch
 from monai.data.utils import pickle_hashing
@@ -30,8 +32,9 @@ class MappedDataset(Dataset):
     the memory it then takes is the system's to give away again. MONAI's ``PersistentDataset`` reads its files whole.
 
     A file belongs to one case, its image and label files as they were (size and time of change), the transforms, and
-    the version of this package; a change of any makes a new one. Which fold a case and its patient are in is no part of
-    it and not returned, so all folds share their files. Nothing is ever deleted: the folder may be, between two runs.
+    the versions of this package and MONAI; a change of any makes a new one. Which fold a case and its patient are in is
+    no part of it and not returned, so all folds share their files. Nothing is ever deleted: the folder may be, between
+    two runs.
 
     Args:
         data: cases, as in a data list.
@@ -54,21 +57,22 @@ class MappedDataset(Dataset):
         """Return a prepared case whose tensors are mapped from its file."""
         case = {key: value for key, value in self.data[position].items() if key not in ("patient", "fold")}
         file = self._file(case)
-        if not file.exists():
-            prepared = {key: _kept(value) for key, value in self.transform(case).items()}
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-            # Processes, even of several machines, may come to a case at once: each writes its own, the last one stays.
-            temporary = file.with_name(f".{file.name}.{uuid4().hex}")
-            try:
-                torch.save(prepared, temporary)
-                os.replace(temporary, file)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with suppress(OSError, RuntimeError):  # of a file that is not there yet, or not whole
+            return torch.load(file, mmap=True, weights_only=True)
+        prepared = {key: _kept(value) for key, value in self.transform(case).items()}
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        # Processes, even of several machines, may come to a case at once: each writes its own, the last one stays.
+        temporary = file.with_name(f".{file.name}.{uuid4().hex}")
+        try:
+            torch.save(prepared, temporary)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
         return torch.load(file, mmap=True, weights_only=True)
 
     def _file(self, case: Mapping[str, Any]) -> Path:
         changes = file_states(case["image"]) + file_states([case.get("label")])
-        known = [pickle_hashing(dict(case)), self.prepared_by, __version__, changes]
+        known = [pickle_hashing(dict(case)), self.prepared_by, __version__, monai.__version__, changes]
         return self.cache_dir / f"{hashlib.sha256(repr(known).encode()).hexdigest()[:32]}.pt"
 
 
