@@ -97,10 +97,10 @@ def test_a_brain_that_ends_at_the_side_of_the_volume_is_cropped() -> None:
 
 
 def test_a_spacing_far_from_1_mm_is_named_and_so_is_a_volume_that_no_brain_has() -> None:
-    found = check_image(make_image(0.4))
+    found = check_image(make_image(0.49))
     assert [text.split(":")[0] for text in found] == ["spacing", "brain"]
-    assert "0.40 x 0.40 x 0.40 mm" in found[0]
-    assert "brain: 8 ml are not 0" in found[1]
+    assert "0.49 x 0.49 x 0.49 mm" in found[0]
+    assert "brain: 15 ml are not 0" in found[1]
 
 
 def test_a_wrong_order_is_found_with_the_likely_one_and_its_score(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,8 @@ def test_too_few_voxels_to_tell_the_order_are_no_error(monkeypatch: pytest.Monke
     monkeypatch.setattr("omnet_monai.checks.likely_order", likely_order)
     image = torch.zeros(4, 16, 16, 16)
     image[:, 5:8, 5:8, 5:8] = torch.arange(1.0, 28.0).reshape(3, 3, 3)
-    assert "order" not in [text.split(":")[0] for text in check_image(MetaTensor(image))]
+    image = MetaTensor(image, affine=torch.diag(torch.tensor([12.0, 12, 12, 1])))
+    assert "order" not in [text.split(":")[0] for text in check_image(image)]
 
 
 def test_a_sequence_that_is_missing_is_named_and_the_others_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +140,9 @@ def test_a_sequence_that_is_missing_is_named_and_the_others_are_checked(monkeypa
 
 
 def test_what_cannot_be_a_brain_is_refused() -> None:
-    with pytest.raises(ValueError, match="must measure at most 500 mm, got 62000 mm: is the spacing in mm"):
-        check_image(make_image(1000.0))
+    for spacing, extent in ((1000.0, "62000.0"), (0.01, "0.6"), (0.001, "0.1")):  # 62 voxels
+        with pytest.raises(ValueError, match=f"must measure 30 to 500 mm, got {extent} mm: is the affine in mm"):
+            check_image(make_image(spacing))
     image = make_image()
     image[0, : SIZE // 2] = 0
     image[1, SIZE // 2 :] = 0

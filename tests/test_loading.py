@@ -468,7 +468,7 @@ BAD = {
     "label among the sequences": (replace(2, "seg"), SEG + "file must be t2 by its place .* got label by its name"),
     "shape": (rewrite("t2", lambda a: a[1:]), T2 + r"files must share a spatial shape, got \(7, 9, 10\) beside \(8, "),
     "4-D sequence": (rewrite("t2", lambda a: np.stack([a, a], -1)), T2 + r"t2 must be a 3-D image, got shape \(8, "),
-    "spacing": (rewrite("t2", np.array, moved(2e-3, 1, 1)), T2 + "axes and spacing must agree .* got 0.0020 mm"),
+    "spacing": (rewrite("t2", np.array, moved(2e-3, 1, 1)), T2 + "axes and spacing must .* got 0.0020 mm: reorient or"),
     "axes": (rewrite("t2", np.array, AFFINE @ np.diag([-1, 1, 1, 1])), T2 + "axes and spacing must agree within 0.001"),
     "origin": (rewrite("t2", np.array, moved(0.8, 1, 3)), T2 + "origins must agree within 0.5 voxel, got 0.53 voxels"),
     "affine": (rewrite("t2", np.array, FLAT), T2 + "affine must be an invertible 4x4 matrix"),

@@ -16,7 +16,7 @@ __all__ = ["check_image"]
 # All limits are ours. BraTS images have 1 mm, brains of 1.2 to 1.7 l, masks that agree to a Dice of 0.99 and more, and
 # up to 0.2 % negative voxels from resampling.
 SPACING = (0.5, 2.0)  # mm
-EXTENT = 500.0  # mm
+EXTENT = (30.0, 500.0)  # mm
 BRAIN = (600.0, 2200.0)  # ml
 CUT = 0.1  # share of a side of the volume
 OVERLAP = 0.95  # Dice
@@ -48,7 +48,7 @@ def check_image(image: MetaTensor) -> list[str]:
         levels, order and missing. None of them is certain, and nothing found is no proof that all is well.
 
     Raises:
-        ValueError: if no voxel is brain in all sequences, or the brain measures more than half a meter.
+        ValueError: if no voxel is brain in all sequences, or the brain measures less than 3 or more than 50 cm.
     """
     volumes = {name: volume for name, volume in zip(SEQUENCES, np.asarray(image), strict=True) if volume.any()}
     masks = np.stack([volume != BACKGROUND for volume in volumes.values()] or [np.zeros(image.shape[1:], dtype=bool)])
@@ -58,8 +58,9 @@ def check_image(image: MetaTensor) -> list[str]:
     spacing = [float(size) for size in image.pixdim]
     sides = [int(np.ptp(np.flatnonzero(np.any(brain, axis=axes)))) + 1 for axes in ((1, 2), (0, 2), (0, 1))]
     extent = max(side * size for side, size in zip(sides, spacing, strict=True))
-    if extent > EXTENT:
-        raise ValueError(f"brain: it must measure at most {EXTENT:.0f} mm, got {extent:.0f} mm: is the spacing in mm?")
+    if not EXTENT[0] <= extent <= EXTENT[1]:
+        rule = f"it must measure {EXTENT[0]:.0f} to {EXTENT[1]:.0f} mm"
+        raise ValueError(f"brain: {rule}, got {extent:.1f} mm: is the affine in mm?")
     voxel = abs(float(np.linalg.det(image.affine.numpy()[:3, :3]))) / 1000
     volume = float(brain.sum() * voxel)
     return [

@@ -210,7 +210,8 @@ def _grid_shift(case: str, file: Path, grid: Grid, first: Grid) -> float:
         raise _error(case, file, f"files must share a spatial shape, got {shape} beside {first_shape}")
     columns = np.linalg.norm(affine[:3, :3] - first_affine[:3, :3], axis=0).max()
     if columns > AXES_TOLERANCE:
-        raise _error(case, file, f"axes and spacing must agree within {AXES_TOLERANCE} mm/voxel, got {columns:.4f} mm")
+        rule = f"axes and spacing must agree within {AXES_TOLERANCE} mm/voxel"
+        raise _error(case, file, f"{rule}, got {columns:.4f} mm: reorient or resample to one grid")
     offset = affine[:3, 3] - first_affine[:3, 3]
     voxels = np.abs(np.linalg.solve(first_affine[:3, :3], offset)).max()
     if voxels > ORIGIN_TOLERANCE:
