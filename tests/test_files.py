@@ -34,6 +34,14 @@ def test_a_write_that_fails_midway_leaves_the_old_file_alone(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_is_told_with_the_file_that_found_no_space(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*records/p1\.json'"),
+        whole_file(tmp_path / "records" / "p1.json"),
+    ):
+        raise OSError(28, "No space left on device")
+
+
 def test_the_digest_of_files_is_that_of_what_is_in_them_in_their_order(tmp_path: Path) -> None:
     for name, content in (("first", b"ab"), ("second", b"c")):
         (tmp_path / name).write_bytes(content)
