@@ -101,6 +101,21 @@ def test_msd_cases_are_found_from_inside_their_folder(
     assert [case["image"] for case in find_cases(folder)[0]] == [image]
 
 
+def test_the_files_of_nnunet_are_told_and_not_taken_for_msd_cases(tmp_path: Path) -> None:
+    touch(tmp_path, [f"imagesTr/BRATS_001_000{channel}.nii.gz" for channel in range(4)])
+    cases, messages = find_cases(tmp_path)
+    name = "its name is nnU-Net's for one channel of four, not MSD's"
+    assert (cases, messages) == ([], [f"case BRATS_001_000{channel} in {tmp_path}: {name}" for channel in range(4)])
+    assert [case["problems"] for case in find_cases(tmp_path, partial=True)[0]] == [name] * 4
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"], ids=["three files", "labels of their own"])
+def test_msd_cases_may_be_numbered_with_four_digits(tmp_path: Path, folder: str) -> None:
+    touch(tmp_path, [f"{name}/p_000{number}.nii.gz" for name in ("imagesTr", folder) for number in (1, 2, 3)])
+    touch(tmp_path, [f"{name}/p_0000.nii.gz" for name in ("imagesTr", folder) if folder != "imagesTr"])
+    assert len(find_cases(tmp_path)[0]) == (3 if folder == "imagesTr" else 4)
+
+
 def test_an_msd_label_without_its_image_is_told(tmp_path: Path) -> None:
     touch(tmp_path, ["labelsTr/BRATS_001.nii.gz"])
     assert find_cases(tmp_path) == ([], [f"case BRATS_001 in {tmp_path}: missing image"])

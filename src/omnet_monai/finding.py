@@ -62,6 +62,7 @@ def find_cases(
     for group, files in groups.items():
         counted = {part: found for part, found in files.items() if not (partial and part == "label")}
         missing, twice = missing_or_twice(counted, ("image",) if LAYOUTS[group.layout].order else SEQUENCES)
+        twice = "its name is nnU-Net's for one channel of four, not MSD's" if _is_channel(group, groups) else twice
         prefix, patient = _prefix(group, directory), _patient(group, directory)
         name = f"{prefix}{group.case}" if folders[group.case] > 1 else group.case
         if (missing or twice) and (not partial or set(files) <= {"label"}):
@@ -205,6 +206,13 @@ def _groups(files: Iterable[Path]) -> dict[NameParts, dict[str, list[Path]]]:
         if set(groups[lone]) == {"label"} and len(others) == 1 and "label" not in groups[others[0]]:
             groups[others[0]] |= groups.pop(lone)
     return dict(sorted(groups.items(), key=lambda item: (item[0].case, item[0])))
+
+
+def _is_channel(group: NameParts, groups: dict[NameParts, dict[str, list[Path]]]) -> bool:
+    """Tell one of nnU-Net's four files of a case, whose label has the name without the channel, from a case of MSD."""
+    if LAYOUTS[group.layout].order is None or not re.search(r"_000[0-3]$", group.case) or "label" in groups[group]:
+        return False
+    return all(group._replace(case=f"{group.case[:-1]}{channel}") in groups for channel in range(4))
 
 
 def _prefix(group: NameParts, directory: Path) -> str:
