@@ -534,6 +534,27 @@ def test_only_cases_and_texts_are_paths_on_the_command_line(tmp_path: Path, monk
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["A", "--output", ""], "--output must be followed by a text, got ''"),
+        (["A", "--output"], "--output must be followed by a text, got 'True'"),
+        (["A", "--output", "out", "--workers", "two"], "--workers must be a whole number, got 'two'"),
+        (["A", "--output", "out", "--workers"], "--workers must be a whole number, got True"),
+    ],
+    ids=["empty", "without its text", "text for a number", "without its number"],
+)
+def test_an_option_takes_nothing_but_its_value(
+    words: list[str], rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["omnet_monai", "segment", *words])
+    with pytest.raises(SystemExit, match="1"):
+        command_line.main()
+    assert capsys.readouterr().err == f"error: {rule}\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_misspelled_option_is_refused_before_a_verb_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def score(predictions: str, datalist: str, scheme: str | None = None) -> None:
         raise AssertionError("was called")

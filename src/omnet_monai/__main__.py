@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial, wraps
-from inspect import signature
+from inspect import Parameter, signature
 from io import TextIOWrapper
 from typing import Any
 
@@ -53,6 +53,9 @@ def phantom(
     print(f"{len(read_cases(path))} training, {len(read_cases(path, 'test'))} test: {path}")
 
 
+TEXTS = ("str", "str | None")
+
+
 def _noting(verb: Callable[..., None], calls: list[Callable[[], None]]) -> Callable[..., None]:
     """
     Make what Fire calls: it notes the call, as Fire tells of an option that a verb does not have only after calling.
@@ -64,7 +67,7 @@ def _noting(verb: Callable[..., None], calls: list[Callable[[], None]]) -> Calla
     texts = [
         None if parameter.kind is parameter.VAR_POSITIONAL else name
         for name, parameter in parameters.items()
-        if parameter.annotation in ("str", "str | None")
+        if parameter.annotation in TEXTS
     ]
 
     @decorators.SetParseFn(lambda text: None if text == "None" else text, *texts)
@@ -72,9 +75,19 @@ def _noting(verb: Callable[..., None], calls: list[Callable[[], None]]) -> Calla
     def note(*args: Any, **options: Any) -> None:
         given = signature(verb).bind(*args, **options).arguments
         require_switches({name: value for name, value in given.items() if parameters[name].annotation == "bool"})
+        for name, value in given.items():
+            _require_value(parameters[name], value)
         calls.append(partial(verb, *args, **options))
 
     return note
+
+
+def _require_value(parameter: Parameter, value: Any) -> None:
+    """Refuse text for a whole number, and an option without its text, which Fire calls True."""
+    if parameter.annotation == "int" and type(value) is not int:
+        raise ValueError(f"--{parameter.name} must be a whole number, got {value!r}")
+    if parameter.annotation in TEXTS and value in ("", "True") and value != parameter.default:
+        raise ValueError(f"--{parameter.name} must be followed by a text, got {value!r}")
 
 
 def main() -> None:
