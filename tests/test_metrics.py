@@ -269,6 +269,7 @@ def test_a_corner_of_the_18_neighbors_is_not_reached() -> None:
 def test_a_lesion_of_exactly_50_mm3_is_dropped_and_volume_counts_spacing() -> None:
     fifty = mask([(5, 10), (5, 10), (5, 7)])
     assert lesion_wise(EMPTY, fifty, UNIT) == (1, 0)
+    assert lesion_wise(EMPTY, fifty, (1, 1, 1.0000001)) == (1, 0)  # as the affine of an oblique image has it
     assert lesion_wise(EMPTY, fifty, (1, 1, 1.02)) == (0, 374)
     assert lesion_wise(EMPTY, CUBE, (0.9, 0.9, 0.9)) == (1, 0)  # 64 voxels, 46.7 mm3
 

@@ -145,7 +145,7 @@ def lesion_wise(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float
         mask = lesions == lesion
         matches = np.setdiff1d(found[_dilate(mask)], [0])
         matched.update(matches.tolist())
-        if mask.sum() * np.prod(spacing) > MIN_LESION_VOLUME:
+        if round(float(mask.sum() * np.prod(spacing)), 3) > MIN_LESION_VOLUME:  # an affine's spacing is rounded
             pair = torch.from_numpy(np.isin(found, matches)), torch.from_numpy(mask)
             distance = hausdorff95(*pair, spacing) if len(matches) else LESION_PENALTY
             scores.append((dice(*pair), distance))
