@@ -16,11 +16,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from omnet_monai import distributed
 from omnet_monai.checkpoint import RunCheckpoint
+from omnet_monai.cost import NetworkCost
 from omnet_monai.distributed import BufferBroadcast, parallel_network, share_of_process
 from omnet_monai.networks import OMNet
 from omnet_monai.results import read_scores
@@ -200,6 +203,17 @@ def broadcast(folder: Path) -> None:
     idist.finalize()
 
 
+def cost(folder: Path) -> None:
+    distributed.join_processes("gloo")
+    network = OMNet(class_counts=(4, 4, 2), features=(2, 2, 4, 4)).eval()
+    evaluator = Engine(lambda engine, batch: [network(windows) for windows in batch])
+    NetworkCost(network, folder / f"rank{idist.get_rank()}" / "cost.json").attach(evaluator)
+    cases, windows = (1, 1) if idist.get_rank() == 0 else (3, 3)
+    with torch.no_grad():
+        evaluator.run([[torch.zeros(windows, 4, 16, 8, 8)]] * cases)
+    idist.finalize()
+
+
 def leave(folder: Path) -> None:
     distributed.join_processes("gloo")
     network = distributed.parallel_network(nn.Linear(2, 1))
@@ -220,6 +234,18 @@ def test_no_thread_of_the_group_is_left_that_could_abort_the_end_of_a_process(tm
         before, after = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert before > 0
         assert after == 0
+
+
+def test_the_first_process_writes_what_the_cases_of_both_cost(tmp_path: Path) -> None:
+    assert launch(cost, tmp_path) == [0, 0]
+    (file,) = tmp_path.rglob("cost.json")
+    assert file.parent.name == "rank0"
+    found, network = json.loads(file.read_text()), OMNet(class_counts=(4, 4, 2), features=(2, 2, 4, 4)).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 4, 16, 8, 8))
+    assert found["flops_per_case"] == 2.5 * counter.get_total_flops()  # 1 and 3 times 3 windows of 4 cases
+    assert found["passes_per_window"] == 1
+    assert found["seconds_per_case"] > 0
 
 
 def test_before_validation_all_processes_get_the_first_ones_buffers(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import monai
 import torch
 from ignite.engine import Engine, Events
@@ -49,10 +50,6 @@ class Passes:
         for hook in self.hooks:
             hook.remove()
 
-    def passes_per_window(self) -> float:
-        """Return how many networks a window went through in the mean: 1 for OM-Net, up to 3 for a cascade."""
-        return sum(self.passes.values()) / self.windows
-
     def flops(self) -> int:
         """
         Return the floating-point operations of convolutions and matrix products, two for a multiply-add: counted for
@@ -74,8 +71,8 @@ class Passes:
 class NetworkCost:
     """
     Watch the network of an evaluation, and write a JSON file of what it cost: the number of trainable ``parameters``,
-    ``passes_per_window``, ``flops_per_case``, and ``seconds_per_case`` inside the network, without reading, blending
-    of windows, scoring and drawing.
+    ``passes_per_window`` (1 for OM-Net, up to 3 for a cascade), ``flops_per_case``, and ``seconds_per_case`` inside the
+    network, without reading, blending of windows, scoring and drawing; means over the cases of all processes.
 
     Args:
         network: the evaluator's network, an :class:`~omnet_monai.networks.OMNet` or a cascade of them.
@@ -102,15 +99,18 @@ class NetworkCost:
         self.cases += len(engine.state.batch)  # type: ignore[arg-type]  # decollated
 
     def write(self, engine: Engine) -> None:
-        """Stop watching, and write the file."""
+        """Stop watching, and let the first process write the file."""
         self.passes.stop()
-        if not self.cases:  # none could be read, which the report tells
+        watched = self.passes
+        own = self.cases, watched.windows, sum(watched.passes.values()), watched.flops(), watched.seconds
+        cases, windows, passes, flops, seconds = (idist.all_reduce(number) for number in own)
+        if not cases or idist.get_rank() > 0:  # if none could be read, the report tells
             return
         cost = {
             "parameters": sum(p.numel() for p in self.network.parameters() if p.requires_grad),
-            "passes_per_window": self.passes.passes_per_window(),
-            "flops_per_case": self.passes.flops() / self.cases,
-            "seconds_per_case": self.passes.seconds / self.cases,
+            "passes_per_window": passes / windows,
+            "flops_per_case": flops / cases,
+            "seconds_per_case": seconds / cases,
         }
         with whole_file(self.path) as file:
             file.write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
