@@ -154,11 +154,6 @@ def test_fusion_is_nested_and_a_region_must_exceed_the_threshold(probs: tuple, e
     assert label.item() == expected
 
 
-def test_fusion_takes_another_threshold() -> None:
-    assert classes_from_regions(probabilities(0.75, 0.75, 0.75), threshold=0.75).item() == 0
-    assert classes_from_regions(probabilities(0.4, 0.4, 0.2), threshold=0.25).item() == 1
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("value", "expected"), [(0.0, 0), (1.0, 3)], ids=["empty", "full"])
 def test_certain_probabilities_give_an_empty_or_a_full_label(value: float, expected: int, dtype: torch.dtype) -> None:

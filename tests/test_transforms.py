@@ -247,11 +247,10 @@ def test_regions_become_one_label_of_the_scheme_and_keep_their_meta(scheme: str,
     assert data["pred"] is probs
 
 
-def test_the_threshold_is_an_argument_and_the_default_scheme_has_no_gap() -> None:
+def test_the_default_scheme_has_no_gap() -> None:
     data = {"pred": torch.tensor([[0.4, 0.9], [0.4, 0.9], [0.2, 0.9]]).reshape(3, 2, 1, 1)}
-    assert RegionsToLabelsd("pred")(data)["pred"].flatten().tolist() == [0, 3]
-    label = RegionsToLabelsd("pred", threshold=0.3)(data)["pred"]
-    assert label.flatten().tolist() == [1, 3]
+    label = RegionsToLabelsd("pred")(data)["pred"]
+    assert label.flatten().tolist() == [0, 3]
     assert type(label) is torch.Tensor
 
 

@@ -168,14 +168,13 @@ def regions_from_classes(label: torch.Tensor) -> torch.Tensor:
     return torch.stack(masks)
 
 
-def classes_from_regions(probs: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
+def classes_from_regions(probs: torch.Tensor) -> torch.Tensor:
     """
     Fuse region probabilities into one label map: tumor where WT says so, inside it core where TC says so, inside
     that enhancing where ET says so. This nesting is ours; the paper's own fusion was not published as code.
 
     Args:
-        probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
-        threshold: a region is where its probability exceeds this.
+        probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``; a region is where its own exceeds 0.5.
 
     Returns:
         Inner classes, uint8, shape ``(1, *spatial)``.
@@ -185,7 +184,7 @@ def classes_from_regions(probs: torch.Tensor, threshold: float = 0.5) -> torch.T
     """
     if len(probs) != len(REGIONS):
         raise ValueError(f"region probabilities must have {len(REGIONS)} channels, got shape {tuple(probs.shape)}")
-    whole, core, enhancing = (probs > threshold).to(torch.uint8).split(1)
+    whole, core, enhancing = (probs > 0.5).to(torch.uint8).split(1)
     core = core * whole
     enhancing = enhancing * core
     return EDEMA * (whole - core) + NECROSIS * (core - enhancing) + ENHANCING * enhancing

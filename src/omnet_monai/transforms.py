@@ -77,24 +77,23 @@ class MoveThresholdsd(MapTransform):
 
 class RegionsToLabelsd(MapTransform):
     """
-    Fuse region probabilities ``(3, *spatial)`` into one uint8 label map ``(1, *spatial)``, WT around TC around ET.
+    Fuse region probabilities ``(3, *spatial)`` into one uint8 label map ``(1, *spatial)``, WT around TC around ET. A
+    region is where its probability exceeds 0.5: other thresholds are moved there first, by :class:`MoveThresholdsd`.
 
     Args:
         keys: keys of the region probabilities.
-        threshold: a region is where its probability exceeds this.
         scheme: label scheme of the codes to write; the default's are 0, 1, 2, 3.
     """
 
-    def __init__(self, keys: KeysCollection, threshold: float = 0.5, scheme: str = "brats2023") -> None:
+    def __init__(self, keys: KeysCollection, scheme: str = "brats2023") -> None:
         super().__init__(keys)
-        self.threshold = threshold
         self.scheme = scheme
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each key's probabilities by its label map."""
         result = dict(data)
         for key in self.key_iterator(result):
-            result[key] = codes_from_classes(classes_from_regions(result[key], self.threshold), self.scheme)
+            result[key] = codes_from_classes(classes_from_regions(result[key]), self.scheme)
         return result
 
 
