@@ -143,7 +143,7 @@ class Race:
             steps, seconds = race(ENTRANTS[name], fold, ENTRANTS[name].trials[trial], out)
             dice = read_dice(out / "scored" / "scores.csv")
             result = {"steps": steps, "minutes": seconds / 60, "dice": dice, "machine": machine()}
-            _write(out / "result.json", {**result, "settings": self.settings})
+            _write(out / "result.json", result)
         return self.result(name, fold, trial)
 
     def result(self, name: str, fold: int | None, trial: int) -> dict[str, Any]:
@@ -155,8 +155,8 @@ class Race:
         """
         file = self._folder_of(name, fold, trial) / "result.json"
         result = _read(file)
-        if result:
-            require_same(file, result["settings"], self.settings)
+        if result:  # which had the settings in it before they got a file
+            require_same(file, result.get("settings") or _read(file.with_name("settings.json")), self.settings)
         return result
 
     def run_bundle(self, entrant: Entrant, fold: int | None, trial: dict[str, Any], out: Path) -> tuple[int, float]:

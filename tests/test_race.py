@@ -41,6 +41,7 @@ def test_every_entrant_trains_as_long_and_the_better_trial_races(
     race.main(str(tmp_path), str(phantoms / "datalist.json"), **arguments)
     results = {file.parent.name: json.loads(file.read_text()) for file in tmp_path.glob("*/result.json")}
     for result in results.values():
+        assert set(result) == {"steps", "minutes", "dice", "machine"}
         assert result["steps"] >= 1
         assert result["minutes"] >= 0.005
     assert set(results) == {
@@ -99,6 +100,22 @@ def test_the_networks_of_a_cascade_share_the_time(
     ]
     rows = [line.split(" | ") for line in (tmp_path / "race.md").read_text().splitlines()[2:4]]
     assert [row[:3] for row in rows] == [["| OM-Net+CGA", "7", "0.3"], ["| MC3", "21", "1.1"]]  # minutes: 0.35, 1.05
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["in the result", "beside it"])
+def test_a_result_is_read_by_the_settings_it_was_made_with_alone(
+    race: ModuleType, phantoms: Path, tmp_path: Path, within: bool
+) -> None:
+    here = race.Race(tmp_path, phantoms / "datalist.json", 1, 0, {})
+    folder = tmp_path / "omnet-test-1min-trial0-seed0"
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps({"steps": 7, **({"settings": here.settings} if within else {})}))
+    if not within:
+        (folder / "settings.json").write_text(json.dumps(here.settings))
+    assert here.result("omnet", None, 0)["steps"] == 7
+    other = race.Race(tmp_path, phantoms / "datalist.json", 1, 0, {"num_workers": 1})
+    with pytest.raises(ValueError, match="same settings to be continued, differs in overrides"):
+        other.result("omnet", None, 0)
 
 
 @pytest.mark.parametrize(
