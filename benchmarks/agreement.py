@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import fire
-import numpy as np
 import torch
+from monai.data import MetaTensor
 
 from omnet_monai.loading import read_label
+from omnet_monai.measures import voxel_volume
 from omnet_monai.metrics import dice
 from omnet_monai.reading import read_file
 from omnet_monai.regions import REGIONS, regions_from_classes
@@ -28,10 +29,10 @@ def main(reference: str, *label_maps: str) -> None:
         label_maps: others on the same grid.
     """
     array, affine = read_file("reference", Path(reference))
-    voxel = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     files = [Path(file) for file in (reference, *label_maps)]
     names = [file.name.removesuffix(".gz").removesuffix(".nii") for file in files]
     masks = [regions_from_classes(read_label(file.name, file, None, array.shape, affine)) for file in files]
+    voxel = voxel_volume(MetaTensor(masks[0], affine=torch.from_numpy(affine))) / 1000
     rows: list[list[str | float]] = [
         [name, *_scores(mask, masks[0]), *(f"{float(region.sum()) * voxel:.2f}" for region in mask)]
         for name, mask in zip(names, masks, strict=True)

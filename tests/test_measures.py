@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from omnet_monai.measures import MEASURES, axial_diameter, measure
+from omnet_monai.measures import MEASURES, axial_diameter, measure, voxel_volume
 from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS
 
 
@@ -33,6 +33,8 @@ def test_axes_that_are_not_at_right_angles_keep_the_volume() -> None:
     label = make_label(affine)
     label[0, :10, :10, :10] = EDEMA
     assert measure(label)["ml_WT"] == pytest.approx(1.0)
+    assert voxel_volume(label) == pytest.approx(1.0)
+    assert voxel_volume(label.as_tensor()) == 1.0
 
 
 def test_lesions_that_touch_at_a_corner_are_one_and_a_single_voxel_counts() -> None:

@@ -157,9 +157,11 @@ def test_less_certainty_is_asked_of_a_case_without_a_sequence(
 
 
 def test_the_limit_is_a_volume_in_cubic_millimeters() -> None:
-    # Three voxels are 6 mm3.
-    for max_volume, expected in ((6.0, 43), (6.1, 40)):
-        data = {"pred": MetaTensor(make_probs(40, 3), affine=TALL)}
+    # Three voxels are 6 mm3, with axes that are not at right angles too.
+    sheared = TALL.clone()
+    sheared[0, 1] = 0.75
+    for max_volume, expected, affine in ((6.0, 43, TALL), (6.1, 40, TALL), (6.1, 40, sheared)):
+        data = {"pred": MetaTensor(make_probs(40, 3), affine=affine)}
         assert kept(RemoveSmallClustersd("pred", max_volume, max_share=1.0)(data)["pred"]) == expected
 
 

@@ -11,11 +11,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from processes import run_python
 
 from omnet_monai import scoring
 from omnet_monai.datalist import read_cases
 from omnet_monai.metrics import IN_UNITS
+from omnet_monai.pictures import save_overlay
+from omnet_monai.regions import EDEMA
 from omnet_monai.results import read_scores
 from omnet_monai.scoring import find_prediction, score, score_case
 
@@ -224,6 +227,19 @@ def test_a_4d_file_is_drawn_in_the_order_of_its_channels(
     for entry, order in ((case, None), (stacked, ("flair", "t2", "t1c", "t1"))):
         assert score_case(entry, predictions, predictions / "pictures", order=order).error == ""
     assert torch.equal(*drawn)
+
+
+def test_axes_that_are_not_at_right_angles_keep_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[0, 1] = 0.75  # the second axis has steps of 1.25 mm, the determinant is 1
+    truth = MetaTensor(torch.zeros(1, 12, 12, 12, dtype=torch.uint8), affine=affine)
+    truth[:, :10, :10, :10] = EDEMA
+    values = scoring._values(truth.as_tensor(), truth)
+    assert (values["truth_ml_WT"], values["pred_ml_WT"]) == pytest.approx((1, 1))
+    captions: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set_ylabel", lambda axis, text, **how: captions.append(text))
+    save_overlay(MetaTensor(torch.rand(4, 12, 12, 12), affine=affine), truth, tmp_path / "p1.png")
+    assert captions[0] == "WT on FLAIR\nprediction 1.0 ml"
 
 
 def test_no_folder_and_no_scheme_are_the_users_mistakes(phantoms: Path, predictions: Path, tmp_path: Path) -> None:

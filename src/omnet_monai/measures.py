@@ -12,7 +12,7 @@ from scipy.spatial.distance import pdist
 
 from omnet_monai.regions import BACKGROUND, EDEMA, NECROSIS, REGIONS
 
-__all__ = ["MEASURES", "axial_diameter", "measure"]
+__all__ = ["MEASURES", "axial_diameter", "measure", "voxel_volume"]
 
 PARTS = {**REGIONS, "edema": (EDEMA,), "NCR_NET": (NECROSIS,)}
 
@@ -41,9 +41,7 @@ def measure(label: MetaTensor) -> dict[str, float]:
     tumor = ndimage.find_objects((classes != BACKGROUND).astype(np.uint8)) or [(slice(1),) * 3]
     classes = classes[tumor[0]]  # the rest of the volume has nothing to measure
     masks = {part: np.isin(classes, codes) for part, codes in PARTS.items()}
-    # The determinant, not the product of the spacings: axes need not be at right angles.
-    voxel = abs(float(torch.linalg.det(label.affine[:3, :3]))) / 1000
-    values = {f"ml_{part}": float(mask.sum() * voxel) for part, mask in masks.items()}
+    values = {f"ml_{part}": float(mask.sum() * voxel_volume(label) / 1000) for part, mask in masks.items()}
     for region in REGIONS:
         values[f"lesions_{region}"] = ndimage.label(masks[region], np.ones((3, 3, 3)))[1]
         values[f"diameter_mm_{region}"] = axial_diameter(masks[region], spacing)
@@ -71,6 +69,12 @@ def axial_diameter(mask: np.ndarray, spacing: list[float]) -> float:
             if np.linalg.norm(size * sides) > longest:  # else it cannot hold a longer line
                 longest = max(longest, _diameter(parts[box] == number, size))
     return longest
+
+
+def voxel_volume(image: torch.Tensor | np.ndarray) -> float:
+    """Return the volume of a voxel in mm3 by the affine of a ``MetaTensor``; 1 for what has none."""
+    # The determinant, not the product of the spacings: axes need not be at right angles.
+    return abs(float(torch.linalg.det(image.affine[:3, :3]))) if isinstance(image, MetaTensor) else 1.0
 
 
 def _diameter(part: np.ndarray, size: np.ndarray) -> float:

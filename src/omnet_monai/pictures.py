@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from omnet_monai.files import whole_file
+from omnet_monai.measures import voxel_volume
 from omnet_monai.regions import CLASS_NAMES, EDEMA, ENHANCING, NECROSIS, REGIONS, SEQUENCES
 from omnet_monai.results import milliliters
 
@@ -67,7 +68,7 @@ def save_overlay(
         for axis, (name, normal, position) in zip(row, views, strict=True):
             _draw_plane(axis, [volume, pred, true], normal, position, spacing)
             axis.set_title(name, color="white", fontsize=8)
-        row[0].set_ylabel(_caption(region, pred, true, float(np.prod(spacing))), color="white", fontsize=9)
+        row[0].set_ylabel(_caption(region, pred, true, voxel_volume(image)), color="white", fontsize=9)
     both = {"truth, filled where missed": TRUE, "prediction, filled where false": PREDICTED}
     _save(figure, {"prediction": PREDICTED} if reference is None else both, path)
 

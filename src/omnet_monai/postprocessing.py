@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 
+from omnet_monai.measures import voxel_volume
 from omnet_monai.regions import ENHANCING, REGIONS, classes_from_regions
 
 __all__ = [
@@ -45,9 +45,7 @@ class RefineRegionsd(MapTransform):
         """Replace each key's probabilities by refined ones."""
         result = dict(data)
         for key in self.key_iterator(result) if self.enabled else ():
-            probs = result[key]
-            voxel = float(probs.pixdim.prod()) if isinstance(probs, MetaTensor) else 1.0
-            result[key] = self.refine(probs, voxel, result)
+            result[key] = self.refine(result[key], voxel_volume(result[key]), result)
         return result
 
     def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:

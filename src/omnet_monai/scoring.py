@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from monai.utils import string_list_all_gather
 from omnet_monai.datalist import read_scored_cases
 from omnet_monai.layouts import EXTENSIONS
 from omnet_monai.loading import LoadCased, read_label
+from omnet_monai.measures import voxel_volume
 from omnet_monai.metrics import score_regions
 from omnet_monai.page import write_page
 from omnet_monai.pictures import save_overlay
@@ -154,7 +154,7 @@ def score_case(
         name = image.meta["case"]
         file = find_prediction(predictions, name)
         pred = read_label(name, file, scheme, tuple(image.shape[1:]), image.affine.numpy())
-        values = _values(pred, truth.as_tensor(), image.pixdim.tolist())
+        values = _values(pred, truth)
     except (ValueError, OSError, ImportError) as error:  # without ITK, MetaImage alone cannot be read
         text = str(error) or type(error).__name__
         text = text if text.startswith("case ") else f"case {name}: {text}"
@@ -188,12 +188,12 @@ def _check_comparison(compare_to: str | Path | None, cases: Sequence[dict[str, A
         raise ValueError(f"{compare_to} must have cases in common with what is scored, got none")
 
 
-def _values(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> dict[str, float]:
-    """Score inner classes of shape ``(1, H, W, D)`` and measure them in ml."""
-    masks = {"truth": regions_from_classes(truth), "pred": regions_from_classes(pred)}
-    values = score_regions(masks["pred"], masks["truth"], spacing)
+def _values(pred: torch.Tensor, truth: MetaTensor) -> dict[str, float]:
+    """Score inner classes of shape ``(1, H, W, D)`` and measure them in ml, by the truth's affine."""
+    masks = {"truth": regions_from_classes(truth.as_tensor()), "pred": regions_from_classes(pred)}
+    values = score_regions(masks["pred"], masks["truth"], truth.pixdim.tolist())
     for source, mask in masks.items():
-        volumes = mask.flatten(1).sum(1) * (math.prod(spacing) / 1000)
+        volumes = mask.flatten(1).sum(1) * (voxel_volume(truth) / 1000)
         values |= {f"{source}_ml_{region}": float(ml) for region, ml in zip(REGIONS, volumes, strict=True)}
     return values
 
