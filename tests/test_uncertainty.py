@@ -14,9 +14,8 @@ def test_the_chance_of_error_is_that_of_the_likeliest_class() -> None:
     probs = torch.tensor([[0.0, 0.5, 1.0, 0.9, 0.6], [1.0, 0.5, 0.0, 0.8, 0.6], [0.0, 0.5, 0.7, 0.25, 0.6]])
     expected = torch.tensor([[0.0, 0.5, 0.0, 1 - 0.9 * 0.8 * 0.75, 1 - 0.6**3]])
     torch.testing.assert_close(chance_of_error(probs), expected)
-    image = torch.tensor([[1.0, 0.0, 2.0, 1.0, 0.0], [0.0, -1.0, 2.0, 0.0, 0.0]])  # the last voxel is background
-    data = ChanceOfErrord("probs", "doubt")({"probs": probs, "image": image})
-    torch.testing.assert_close(data["doubt"], expected * torch.tensor([1, 1, 1, 1, 0]))
+    data = ChanceOfErrord("probs", "doubt")({"probs": probs})
+    torch.testing.assert_close(data["doubt"], expected)
     assert data["probs"] is probs
 
 

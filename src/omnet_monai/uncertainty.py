@@ -10,33 +10,29 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from omnet_monai.regions import BACKGROUND, REGIONS
+from omnet_monai.regions import REGIONS
 
 __all__ = ["ChanceOfErrord", "chance_of_error", "region_uncertainty"]
 
 
 class ChanceOfErrord(MapTransform):
     """
-    Put beside region probabilities ``(3, *spatial)`` the map of their chance of error ``(1, *spatial)``, 0 outside the
-    brain.
+    Put beside region probabilities ``(3, *spatial)`` the map of their chance of error ``(1, *spatial)``.
 
     Args:
         keys: keys of the probabilities, which stay unless ``names`` has them.
         names: keys of the maps, one for each.
-        image_key: key of the image, background 0, shape ``(C, *spatial)``.
     """
 
-    def __init__(self, keys: KeysCollection, names: KeysCollection, image_key: str = "image") -> None:
+    def __init__(self, keys: KeysCollection, names: KeysCollection) -> None:
         super().__init__(keys)
         self.names = ensure_tuple(names)
-        self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the map of each key."""
         result = dict(data)
         for key, name in zip(self.key_iterator(result), self.names, strict=True):
-            brain = (torch.as_tensor(result[self.image_key]) != BACKGROUND).any(0, keepdim=True)
-            result[name] = chance_of_error(result[key]) * brain.to(result[key].device)
+            result[name] = chance_of_error(result[key])
         return result
 
 
