@@ -226,16 +226,16 @@ def test_a_sequence_that_is_missing_is_said_to_be(tmp_path: Path, monkeypatch: p
     image = make_image()
     image[2] = 0
     save_segmentation(image, make_label(ENHANCING), torch.zeros(1, *SHAPE), tmp_path / "p1.png")
-    assert titles[:5] == ["T1", "T1C", "T2 is missing", "FLAIR", "uncertainty, axial on FLAIR"]
+    assert titles[:5] == ["T1", "T1C", "T2 is missing", "FLAIR", "uncertainty, axial"]
     assert titles[5:] == [f"{view} on FLAIR" for view in ("axial", "coronal", "sagittal")] + [
         "axial on T1C",
-        "uncertainty, least sure axial on FLAIR",
+        "uncertainty, axial, where most",
     ]
     titles.clear()
     image[3] = image[1] = 0  # T1 alone is left
     save_segmentation(image, make_label(ENHANCING), torch.zeros(1, *SHAPE), tmp_path / "p1.png")
     assert titles[:4] == ["T1", "T1C is missing", "T2 is missing", "FLAIR is missing"]
-    assert all(title.endswith(" on T1") for title in titles[4:])
+    assert all(title.endswith(" on T1") for title in titles[5:9])
 
 
 def test_a_segmentation_of_nothing_but_background_is_a_picture_too(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 from monai.data import MetaTensor
 
+from omnet_monai.measures import voxel_volume
 from omnet_monai.regions import BACKGROUND, SEQUENCES
 from omnet_monai.sequence_order import MARGIN, likely_order
 
@@ -61,8 +62,7 @@ def check_image(image: MetaTensor) -> list[str]:
     if not EXTENT[0] <= extent <= EXTENT[1]:
         rule = f"it must measure {EXTENT[0]:.0f} to {EXTENT[1]:.0f} mm"
         raise ValueError(f"brain: {rule}, got {extent:.1f} mm: is the affine in mm?")
-    voxel = abs(float(np.linalg.det(image.affine.numpy()[:3, :3]))) / 1000
-    volume = float(brain.sum() * voxel)
+    volume = float(brain.sum() * voxel_volume(image) / 1000)
     return [
         *_check_space(brain, spacing, volume),
         *_check_registration(dict(zip(volumes, masks, strict=True))),

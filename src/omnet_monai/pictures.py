@@ -98,14 +98,14 @@ def save_segmentation(
     volumes, found, doubt = _crop(np.asarray(image, dtype=np.float32), *maps)
     center = _center(found > 0)
     planes = {name: (normal, int(center[normal])) for name, normal in PLANES.items()}
-    planes["least sure axial"] = (PLANES["axial"], int(doubt.sum((0, 1)).argmax()))
+    planes["axial, where most"] = (PLANES["axial"], int(doubt.sum((0, 1)).argmax()))
     figure, axes = _figure(2, len(SEQUENCES) + 1, (13.4, 6.4), title)
     there = [sequence for sequence, volume in zip(SEQUENCES, volumes, strict=True) if volume.any()]
     shown = dict(zip(SEQUENCES, map(_shown, volumes), strict=True))
     for axis, (name, sequence, classes, unsure) in zip(axes.flat, _panels(found, doubt, there), strict=True):
         _draw_classes(axis, shown[sequence], classes, unsure, *planes[name], spacing)
         text = sequence.upper() if classes is None and unsure is None else f"{name} on {sequence.upper()}"
-        text = text if unsure is None else f"uncertainty, {text}"
+        text = text if unsure is None else f"uncertainty, {name}"
         axis.set_title(text if sequence in there else f"{sequence.upper()} is missing", color="white", fontsize=10)
     _save(figure, {CLASS_NAMES[cls]: color for cls, color in CLASS_COLORS.items()} | {"uncertain": UNCERTAIN}, path)
 
@@ -143,7 +143,7 @@ def _panels(
     below, contrast = (min(there or SEQUENCES, key=wanted.index) for wanted in (BELOW, CONTRAST))
     bare: list[Any] = [("axial", sequence, None, None) for sequence in SEQUENCES]
     classes = [(name, below, label, None) for name in PLANES]
-    unsure = [(name, below, None, doubt) for name in ("axial", "least sure axial")]
+    unsure = [(name, below, None, doubt) for name in ("axial", "axial, where most")]
     return [*bare, unsure[0], *classes, ("axial", contrast, label, None), unsure[1]]
 
 
