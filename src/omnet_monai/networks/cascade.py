@@ -60,10 +60,11 @@ class ModelCascade(nn.Module):
         self.skip = skip
         self.thresholds = thresholds
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, num_tasks: int = 3) -> torch.Tensor:
         """
         Args:
             x: normalized sequences, shape ``(B, in_channels, *spatial)``.
+            num_tasks: not looked at; a trainer gives it, and is refused.
 
         Returns:
             Probabilities of WT, TC and ET, float32, not nested, shape ``(B, 3, *spatial)``.
