@@ -71,6 +71,13 @@ def test_no_expression_has_a_branch_or_logic_of_its_own(path: Path) -> None:
         assert all(isinstance(node, ast.Compare) and "get_rank() > 0" in text for node in nodes), text
 
 
+def test_a_network_that_diverged_is_neither_validated_nor_saved() -> None:
+    names = [handler["_target_"].split(".")[-1] for handler in read("train.json").get("train#handlers")]
+    assert names.index("DivergenceCheck") < min(
+        names.index(name) for name in ("ValidationToTheEnd", "SaveLast", "SaveCheckpoint")
+    )
+
+
 @pytest.mark.parametrize("names", STACKS.values(), ids=STACKS)
 def test_every_import_is_used_and_every_reference_exists(names: list[str]) -> None:
     parser = read(*names)

@@ -39,7 +39,8 @@ def phantom(
     test: int = 0,
     kind: str = "mixed",
 ) -> None:
-    """Generate cases with BraTS file names, and a datalist whose first ``test`` are for the test.
+    """
+    Generate cases with BraTS file names, and a datalist whose first ``test`` are for the test.
 
     Args:
         directory: where to write.
