@@ -3,7 +3,8 @@ Compare measures of uncertainty, and settings of segment, on cases that weights 
 
   python benchmarks/uncertainty.py DATALIST OUTPUT FOLD0/model.pt FOLD1/model.pt FOLD2/model.pt
 
-The first weights were trained with fold 0 held out, the second with fold 1, and so on; each segments its own fold.
+The first weights were trained with fold 0 held out, the second with fold 1, and so on; each segments its own fold. With
+``--section test`` one file of weights segments the cases of that section.
 """
 
 from __future__ import annotations
@@ -45,29 +46,35 @@ DROPOUTS = 8
 Run = Callable[[Inferer, torch.Tensor, torch.nn.Module], Iterator[torch.Tensor]]
 
 
-def main(datalist: str, output: str, *weights: str, only: str = "", **overrides: Any) -> None:
+def main(
+    datalist: str, output: str, *weights: str, section: str = "training", only: str = "", **overrides: Any
+) -> None:
     """
     Segment what is left of the held-out cases, keep the figures of each in ``OUTPUT/<case>.json``, and print tables.
 
     Args:
         datalist: JSON file with the folds.
         output: folder for the figures; a case that has some is not segmented again.
-        weights: a file for each fold.
+        weights: a file for each fold, or one for another section.
+        section: of the datalist; "training" has folds.
         only: settings to run, separated by ";", by default all.
         overrides: ids of inference.json to override.
 
     Raises:
-        ValueError: for a folder with figures of other weights, cases, configs or overrides, or of another version.
+        ValueError: for a folder with figures of other weights, cases, configs or overrides, or of another version, and
+            for several weights of a section without folds.
     """
+    if section != "training" and len(weights) != 1:
+        raise ValueError(f"section {section!r} has no folds and needs one file of weights, got {len(weights)}")
     configs = sorted((bundle_root() / "configs").glob("*.json"))
     settings = {"version": __version__, "configs_sha256": sha256(*configs), "overrides": str(overrides)}
-    settings |= {"datalist_sha256": sha256(datalist), "weights_sha256": sha256(*weights)}
+    settings |= {"section": section, "datalist_sha256": sha256(datalist), "weights_sha256": sha256(*weights)}
     keep_settings(Path(output) / "settings.json", settings)
     chosen = {name: setting for name, setting in SETTINGS.items() if not only or name in only.split(";")}
     found = {}
     for fold, path in enumerate(weights):
         parsers = {}
-        for case in read_scored_cases(datalist, "training", fold):
+        for case in read_scored_cases(datalist, section, fold if section == "training" else None):
             file = Path(output) / f"{case['case']}.json"
             results = json.loads(file.read_text()) if file.is_file() else {}
             for name, (ids, run) in chosen.items():
@@ -147,7 +154,7 @@ def _dropout(inferer: Inferer, image: torch.Tensor, network: torch.nn.Module) ->
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], Run]] = {
-    "fast": ({"overlap": 0.0}, _once),
+    "fast": ({"overlap": 0.125, "search_grid": False}, _once),
     "default": ({"overlap": 0.125}, _once),
     "quarter": ({"overlap": 0.25}, _once),
     "flips": ({"overlap": 0.125}, _flips),
