@@ -154,7 +154,7 @@ def _dropout(inferer: Inferer, image: torch.Tensor, network: torch.nn.Module) ->
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], Run]] = {
-    "fast": ({"overlap": 0.125, "search_grid": False}, _once),
+    "fast": ({"overlap": 0.0}, _once),
     "default": ({"overlap": 0.125}, _once),
     "quarter": ({"overlap": 0.25}, _once),
     "flips": ({"overlap": 0.125}, _flips),

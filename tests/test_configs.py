@@ -120,11 +120,11 @@ def test_train_and_inference_name_the_same_network_transforms_and_window() -> No
     assert train["validate"]["preprocessing"] == inference["preprocessing"]
     assert train["patch_size"] == inference["patch_size"]
     assert train["overlap"] == inference["overlap"]
-    assert all(train[name] == inference[name] for name in ("search_threshold", "search_peak", "search_grid"))
+    assert all(train[name] == inference[name] for name in ("search_threshold", "search_peak"))
     assert train["search"] == 0  # networks in training are scored on every window,
     assert read(*STACKS["evaluate"])["search"] == inference["search"]  # evaluation scores what inference does
     assert train["validate"]["inferer"] == inference["inferer"]
-    searching = ("search", "search_threshold", "search_peak", "search_grid")
+    searching = ("search", "search_threshold", "search_peak")
     assert {name: inference["inferer"][name] for name in searching} == {name: f"@{name}" for name in searching}
     assert train["validate"]["inferer"]["inferer"]["roi_size"] == "@patch_size"
     assert inference["inferer"]["inferer"]["roi_size"] == "@patch_size"

@@ -198,7 +198,7 @@ def test_a_search_that_finds_tumor_in_every_window_gives_the_same_label_map(
 
 @pytest.mark.parametrize(
     ("preset", "settings"),
-    [("fast", {"search_grid": False}), ("accurate", {"overlap": 0.5, "search": 0, "flips": [0, 1, 2]})],
+    [("fast", {"overlap": 0.0}), ("accurate", {"overlap": 0.5, "search": 0, "flips": [0, 1, 2]})],
     ids=["fast", "accurate"],
 )
 def test_a_preset_is_a_few_settings(
@@ -206,7 +206,7 @@ def test_a_preset_is_a_few_settings(
 ) -> None:
     run(small_bundle, phantoms / "phantom_000", output=tmp_path, **{preset: True})
     kept = json.loads((tmp_path / "records" / "phantom_000.json").read_text())["settings"]
-    assert {name: kept[name] for name in ("overlap", "search", "search_grid", "flips") if name in kept} == settings
+    assert {name: kept[name] for name in ("overlap", "search", "flips") if name in kept} == settings
 
 
 def test_cases_whose_names_hold_dots_have_a_label_map_each(small_bundle: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
-from monai.utils import convert_to_dst_type, convert_to_tensor, fall_back_tuple
+from monai.utils import convert_to_tensor, fall_back_tuple
 from torch import nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.dropout import _DropoutNd
 
 from omnet_monai.networks.folding import LAYOUTS, folded
 from omnet_monai.postprocessing import remove_unsure_clusters
-from omnet_monai.windows import run_placed
 
 __all__ = ["AutocastInferer", "MirroringInferer", "default_device", "has_bfloat16", "windows_at_once"]
 
@@ -45,8 +44,6 @@ class AutocastInferer(Inferer):
             window, and if a sequence is 0 throughout: of such a case a network is less sure.
         search_threshold: in the search, tumor is where the first channel of the result, WT, exceeds this.
         search_peak: clusters of it in which WT is nowhere above this do not count; 0 counts all.
-        search_grid: after a search, windows lie where they do without one, so that those that run have the same result;
-            if not, they are placed around what was found, which takes fewer (ours).
 
     Raises:
         ValueError: if a switch is no truth value: "--amp false" on the command line is a text, and would count as true;
@@ -63,11 +60,9 @@ class AutocastInferer(Inferer):
         search: float = 0.0,
         search_threshold: float = 0.125,
         search_peak: float = 0.0,
-        search_grid: bool = True,
     ) -> None:
         super().__init__()
-        switches = {"amp": amp, "fold": fold, "skip_empty": skip_empty, "search_grid": search_grid}
-        for name, switch in switches.items():
+        for name, switch in {"amp": amp, "fold": fold, "skip_empty": skip_empty}.items():
             if not isinstance(switch, bool):
                 raise ValueError(f"{name} must be True or False, capitalized on the command line, got {switch!r}")
         if search and not search > 1:
@@ -84,7 +79,6 @@ class AutocastInferer(Inferer):
         self.search = search
         self.search_threshold = search_threshold
         self.search_peak = search_peak
-        self.search_grid = search_grid
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what the wrapped inferer returns for ``inputs``, shape ``(B, C, *spatial)``."""
@@ -123,13 +117,8 @@ class AutocastInferer(Inferer):
         found, guide = (interpolate(part, image.shape[2:], mode=mode) * brain for part in (found, torch.stack(sure)))
         nothing = (guide <= self.search_threshold).flatten(1).all(1)
         guide[nothing] = brain[nothing].to(guide)  # look everywhere
-        if self.search_grid:
-            windows = _Windows(network, True, image.shape[1], self.search_threshold)
-            return self.inferer(torch.cat([inputs, found, guide], 1), windows, *args, **kwargs)
-        sliding: Any = self.inferer
-        images, windows = zip(image, found, guide[:, 0] > self.search_threshold, strict=True), _Windows(network, False)
-        results = torch.stack([run_placed(sliding, windows, *each, *args, **kwargs) for each in images])
-        return convert_to_dst_type(results, inputs, results.dtype, device=results.device)[0]
+        windows = _Windows(network, True, image.shape[1], self.search_threshold)
+        return self.inferer(torch.cat([inputs, found, guide], 1), windows, *args, **kwargs)
 
 
 class MirroringInferer(Inferer):

@@ -48,7 +48,7 @@ def every_window(default: AutocastInferer) -> AutocastInferer:
 
 def own_paths(network: nn.Module, default: AutocastInferer) -> list[Rival]:
     """
-    List the way from MONAI's plain sliding window to a bundle's inferer, one step after the other, and one beyond.
+    List the way from MONAI's plain sliding window to a bundle's inferer, one step after the other.
 
     Args:
         network: the trained network.
@@ -75,10 +75,6 @@ def own_paths(network: nn.Module, default: AutocastInferer) -> list[Rival]:
     if default.search:
         steps.append((f"+ search by {default.search:g}", default))
     steps[-1] = f"{steps[-1][0]}: the default", default
-    if default.search and default.search_grid:
-        placed = copy.copy(default)
-        placed.search_grid = False
-        steps.append(("+ windows around what was found: --fast", placed))
     return [Rival(name, network, run, name == "plain", True, place < 2) for place, (name, run) in enumerate(steps)]
 
 
@@ -95,7 +91,7 @@ def rivals(network: OMNet, default: AutocastInferer) -> list[Rival]:
         OM-Net without attention; MC3 with all networks on every window and on those that touch what the network before
         found; the model zoo's SegResNet in its own window and under our conditions; the network that nnU-Net plans for
         BraTS (as MONAI's ``DynUNet``) in its own windows, without and with mirroring. None searches for tumor first:
-        OM-Net on the same windows is the row of :func:`own_paths` before the search.
+        OM-Net on the same windows is the row before the last of :func:`own_paths`.
     """
     zoo = SegResNet(3, 16, 4, 3, 0.2, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1))
     window = SlidingWindowInferer((240, 240, 160), 1, 0.5)

@@ -35,10 +35,7 @@ MANAGED = ("datalist", "dataset", "dataset_dir", "records", "output_dir", "num_w
 """Ids of the configs that segment sets by itself."""
 
 FLIPS = {"flips": [0, 1, 2]}
-PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"search_grid": False},
-    "accurate": {"overlap": 0.5, "search": 0, **FLIPS},
-}
+PRESETS: dict[str, dict[str, Any]] = {"fast": {"overlap": 0.0}, "accurate": {"overlap": 0.5, "search": 0, **FLIPS}}
 
 
 def segment(
@@ -82,7 +79,7 @@ def segment(
             tells what to expect.
         scheme: label scheme of the codes to write, brats2015, brats2017, brats2023 or msd.
         naming: "bundle" for ``<case>_seg.nii.gz``, "brats" for ``<case>.nii.gz`` as challenges take it.
-        fast: windows placed around the tumor that a search finds, instead of on a grid: fewer, for another result.
+        fast: windows that do not overlap.
         accurate: windows that overlap by a half, where the default is an eighth, each of them run, and eight mirrored
             passes.
         tta: eight mirrored passes, whose mean is taken.
