@@ -358,7 +358,9 @@ def test_without_resampling_the_label_map_is_the_same_and_one_channel_is_brought
     assert seen == [3, 1]
 
 
-def test_a_segmentation_is_saved_under_its_case_on_the_grid_of_the_files(tmp_path: Path) -> None:
+def test_a_segmentation_is_saved_under_its_case_on_the_grid_of_the_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rng = np.random.default_rng(0)
     volumes = rng.integers(0, 2000, (4, 5, 6, 7)).astype(np.int16)
     files = [str(tmp_path / "in" / f"p1_{ending}.nii.gz") for ending in ("t1", "t1ce", "t2", "flair")]
@@ -372,11 +374,14 @@ def test_a_segmentation_is_saved_under_its_case_on_the_grid_of_the_files(tmp_pat
         InvertToLabelsd("pred", transform=preprocessing, orig_keys="image", scheme="brats2017"),
         SaveImaged(
             "pred", output_dir=tmp_path / "out", output_postfix="seg", output_dtype=np.uint8, separate_folder=False,
-            resample=False, output_name_formatter=case_name, print_log=False,
+            resample=False, output_name_formatter=case_name, writer=LabelMapWriter,
         ),
     ])  # fmt: skip
-    postprocessing(data)
+    with caplog.at_level("INFO"):
+        postprocessing(data)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["patient 1_seg.nii.gz"]
+    written = [message for message in caplog.messages if "_seg" in message]
+    assert written == [f"writing: {tmp_path / 'out' / 'patient 1_seg.nii.gz'}"]  # and no temporary file
     saved = nib.load(tmp_path / "out" / "patient 1_seg.nii.gz")
     assert saved.get_data_dtype() == np.uint8
     np.testing.assert_allclose(saved.affine, AFFINE)

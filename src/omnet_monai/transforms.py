@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor, PathLike
-from monai.data import MetaTensor, NibabelWriter
+from monai.data import ImageWriter, MetaTensor, NibabelWriter
 from monai.transforms import Invertd, InvertibleTransform, MapTransform
 
 from omnet_monai.cropping import RandCropByTaskd
@@ -188,17 +188,18 @@ class LabelMapWriter(NibabelWriter):
         image.header["descrip"] = self.description
         return image
 
-    def write(self, filename: PathLike, *args: Any, **kwargs: Any) -> None:
+    def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """
-        Write the file whole or not at all.
+        Write the file whole or not at all; ``verbose`` logs its name.
 
         Raises:
             ValueError: if there is a file of that name that is none of this writer's, such as the truth of a case.
         """
         if os.path.exists(filename) and not written_here(filename):
             raise ValueError(f"{filename} must not be replaced, as it was not written here: choose another folder")
+        ImageWriter.write(self, filename, verbose)  # MONAI's line in the log, which is to name no temporary file
         with whole_file(filename) as file:
-            super().write(file, *args, **kwargs)
+            super().write(file, verbose=False, **kwargs)
 
 
 def written_here(path: PathLike) -> bool:
