@@ -48,6 +48,12 @@ def test_a_page_holds_its_pictures_and_asks_for_nothing(tmp_path: Path) -> None:
     assert not re.search(r'(src|href)="(?!data:|#)', page)
 
 
+def test_a_screen_narrower_than_the_table_scrolls_the_table_alone(tmp_path: Path) -> None:
+    page = make_page(tmp_path, RECORDS)
+    assert page.count('<div class="wide"><table>') == page.count("</table></div>") == page.count("<table") == 1
+    assert ".wide { overflow-x: auto }" in page
+
+
 def test_beyond_the_limit_links_lead_to_the_pictures(tmp_path: Path) -> None:
     page = make_page(tmp_path, [*RECORDS, make_record("the last#1")], limit=1)
     assert page.count("<img") == 1

@@ -184,6 +184,12 @@ def test_the_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
     assert "<b>&\"'" not in page
 
 
+def test_a_screen_narrower_than_a_table_scrolls_the_table_alone(tmp_path: Path) -> None:
+    page = write(tmp_path, Results([make_case("fine", 0.9), make_case("bad", 0.2)]))
+    tables = page.count("<table")
+    assert page.count('<div class="wide"><table>') == page.count("</table></div>") == tables == 1 + 2  # means, cases
+
+
 def test_a_browser_without_a_network_shows_the_page(tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:

@@ -55,9 +55,9 @@ def write_overview(path: Path, records: Sequence[CaseRecord], pictures: Path, li
         f"<p><b>{escape(NOTICE)}</b></p>",
         f"<p>{escape(LEGEND)}</p>",
         *[f'<p class="failed"><b>{escape(record.case)}:</b> {escape(record.error)}</p>' for record in failed],
-        f"<table><tr>{header}</tr>",
+        f'<div class="wide"><table><tr>{header}</tr>',
         *[_row(number, record) for number, record in enumerate(done)],
-        "</table>",
+        "</table></div>",
         *[_section(number, record, pictures, number < limit) for number, record in enumerate(done)],
     ]
     write_html(path, f"{len(done)} of {len(records)} cases segmented", body)

@@ -20,7 +20,7 @@ WIDTH, LANE, LEFT = 570, 46, 44
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1280px; margin: 1.5em auto; padding: 0 1em; color: #1c2430 }
 h1 { font-size: 1.5em; margin-bottom: 0 } h2 { font-size: 1.2em; margin-top: 1.6em }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4em 0 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4em 0 } .wide { overflow-x: auto }
 th, td { padding: .15em .55em; text-align: right; border-bottom: 1px solid #dfe3e8 } th { font-weight: 600 }
 th:first-child, td:first-child { text-align: left } small { color: #5b6675; white-space: nowrap }
 img { width: 100%; background: black; display: block } section { margin-bottom: 2em }
@@ -111,7 +111,7 @@ def _table(cells: Sequence[str], classes: Sequence[str] | None = None, volumes: 
         marked = [f'<td class="{classes[i] if classes else ""}">{cells[i]}</td>' for i in chosen]
         plain = [f"<td>{volume}</td>" for volume in volumes[row :: len(REGIONS)]]
         rows.append(f"<tr><td><b>{region}</b></td>{''.join(marked + plain)}</tr>")
-    return f"<table>{''.join(rows)}</table>"
+    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def _case(number: int, case: CaseScore, pictures: Path | None) -> str:
