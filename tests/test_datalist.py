@@ -182,12 +182,18 @@ def test_a_split_file_must_exist(root: Path) -> None:
         write_datalist(root, split=root / "absent.json")
 
 
-@pytest.mark.parametrize("folds", [0, 6], ids=["none", "more than patients"])
-def test_folds_must_not_outnumber_the_patients(root: Path, folds: int) -> None:
-    with pytest.raises(
-        ValueError, match=f"folds must be between 1 and the number of training patients, 5, got {folds}"
-    ):
-        write_datalist(root, folds=folds)
+@pytest.mark.parametrize(
+    ("folder", "folds", "message"),
+    [
+        (".", 0, "5, got 0: state --folds 1;"),
+        (".", 6, "5, got 6: state --folds 5;"),
+        ("A-001-000", 5, "1, got 5: state --folds 1;"),
+    ],
+    ids=["none", "more than patients", "one patient"],
+)
+def test_folds_must_not_outnumber_the_patients(root: Path, folder: str, folds: int, message: str) -> None:
+    with pytest.raises(ValueError, match=f"folds must be between 1 and the number of training patients, {message}"):
+        write_datalist(root / folder, folds=folds)
 
 
 def test_a_folder_of_incomplete_cases_is_an_error_that_tells_what_is_missing(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import run_python
 
+from omnet_monai import __main__ as command_line
 from omnet_monai import demo as demo_module
 from omnet_monai.demo import bundle_root, demo
 
@@ -48,3 +52,14 @@ def test_the_phantom_verb_writes_cases_and_their_datalist(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "datalist.json").is_file()
     assert (tmp_path / "phantom_001" / "phantom_001_flair.nii.gz").is_file()
+
+
+def test_the_help_of_every_verb_describes_each_of_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    verbs: dict[str, Any] = {}
+    monkeypatch.setattr(command_line.fire, "Fire", lambda known, name: verbs.update(known))
+    command_line.main()
+    assert "datalist" in verbs
+    for name, verb in verbs.items():
+        described = re.findall(r"^ {8}(\w+): ", verb.__doc__, flags=re.MULTILINE)
+        arguments = list(signature(verb).parameters)
+        assert described[: len(arguments)] == arguments, name  # errors follow

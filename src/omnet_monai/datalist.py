@@ -30,16 +30,7 @@ def write_datalist(
     Write the datalist of a directory: a JSON as the decathlon's, with a ``fold`` per training case.
 
     Labeled cases are for training, the others for testing, unless ``split`` says otherwise. Patients, not scans, are
-    dealt to the folds, so that all scans of one patient are in one fold.
-
-    Args:
-        directory: where the cases are; incomplete ones are left out.
-        output: the file to write, ``datalist.json`` in the directory by default. Paths in it are relative to its own
-            folder for files below that, absolute for others.
-        folds: number of folds, at most the number of training patients.
-        seed: of the shuffling of patients.
-        split: JSON file ``{"training": [case, ...], "test": [case, ...]}``; cases it does not name are left out.
-        scheme: label scheme of every case; ``None`` for that of each case's layout.
+    dealt to the folds, so that all scans of one patient are in one fold. The arguments are those of :func:`datalist`.
 
     Returns:
         The path written.
@@ -146,7 +137,15 @@ def datalist(
     """
     Write the datalist of a directory and print what is in it; incomplete cases go to stderr.
 
-    The arguments are those of :func:`write_datalist`.
+    Args:
+        directory: where the cases are; incomplete ones are left out.
+        output: the file to write, by default ``datalist.json`` in the directory. Paths in it are relative to its own
+            folder for files below that, absolute for others.
+        folds: number of folds, at most the number of training patients; all scans of a patient are in one.
+        seed: of the shuffling of patients.
+        split: JSON file ``{"training": [case, ...], "test": [case, ...]}``; cases it does not name are left out. By
+            default cases with a label are for training, the others for testing.
+        scheme: label scheme of every case, brats2015, brats2017, brats2023 or msd, by default that of its layout.
     """
     cases, messages = find_cases(directory, scheme)
     for message in messages:
@@ -221,10 +220,9 @@ def _folds(training: list[dict[str, Any]], folds: int, seed: int) -> dict[str, i
     """Deal the patients to the folds in turn, after a seeded shuffle: fold sizes differ by one patient at most."""
     patients = sorted({case["patient"] for case in training})
     if patients and not 1 <= folds <= len(patients):
+        number = f"{len(patients)}, got {folds}: state --folds {min(max(folds, 1), len(patients))}"
         rule = "the patient of bare names such as t1.nii.gz is the first folder below that of all cases"
-        raise ValueError(
-            f"folds must be between 1 and the number of training patients, {len(patients)}, got {folds}; {rule}"
-        )
+        raise ValueError(f"folds must be between 1 and the number of training patients, {number}; {rule}")
     random.Random(seed).shuffle(patients)
     return {patient: position % folds for position, patient in enumerate(patients)}
 
