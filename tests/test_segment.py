@@ -36,6 +36,7 @@ from omnet_monai.uncertainty import chance_of_error
 BUNDLE = Path(__file__).parents[1] / "bundle"
 NAMES = ("t1", "t1ce", "t2", "flair")
 SIGNS = list(product((1, -1), repeat=3))
+WITHOUT_T2 = "missing t2; --allow_missing segments such a case, at a loss"
 
 
 def run(bundle: Path, *cases: Path, output: Path, **settings: Any) -> dict[str, dict[str, str]]:
@@ -319,7 +320,7 @@ def test_a_batch_goes_on_when_cases_fail_and_says_which_and_why(
     with pytest.raises(ValueError, match=r"2 of 3 cases failed, see .*index\.html"):
         run(small_bundle, cases, output=out, workers=workers)
     errors = {case: row["error"] for case, row in read_table(out).items()}
-    assert errors["phantom_000"] == "missing t2"
+    assert errors["phantom_000"] == WITHOUT_T2
     assert "phantom_001_flair.nii.gz: file must be readable" in errors["phantom_001"]
     assert errors["phantom_002"] == ""
     assert [path.name for path in out.glob("*.nii.gz")] == ["phantom_002_seg.nii.gz"]
@@ -611,7 +612,7 @@ def test_images_are_found_in_every_form_and_label_maps_left_aside(phantoms: Path
     assert find_images([str(case)]) == find_images([str(tmp_path)]) == [{"case": "phantom_000", "image": files}]
     (case / "phantom_000_t2.nii.gz").unlink()
     (found,) = find_images([str(tmp_path)])
-    assert (found["image"][2], found["problems"]) == (None, "missing t2")
+    assert (found["image"][2], found["problems"]) == (None, WITHOUT_T2)
 
 
 def test_a_4d_file_needs_an_order_unless_its_layout_tells_it(phantoms: Path, tmp_path: Path) -> None:
@@ -637,7 +638,7 @@ def test_a_file_of_an_incomplete_case_stands_for_what_its_folder_stands_for(phan
     for allow_missing in (False, True):
         of_folder = find_images([str(case)], allow_missing=allow_missing)
         assert find_images([str(case / "phantom_000_t1.nii.gz")], allow_missing=allow_missing) == of_folder
-        assert of_folder[0].get("problems") == (None if allow_missing else "missing t2")
+        assert of_folder[0].get("problems") == (None if allow_missing else WITHOUT_T2)
 
 
 def test_a_case_named_by_each_of_its_files_is_one_and_labels_beside_it_do_not_count(
@@ -758,7 +759,7 @@ def test_a_name_that_is_not_utf8_is_a_problem_of_its_case_alone(phantoms: Path, 
     [
         ([], {}, "segment needs cases: .* got none"),
         (["nowhere"], {}, "a case must be a folder or a file, got .*nowhere, which does not exist"),
-        ([], {"t1": "a", "t2": "b"}, "needs --t1, --t1c, --t2 and --flair, lacks --t1c, --flair"),
+        ([], {"t1": "a", "t2": "b"}, "and --flair, lacks --t1c, --flair; --allow_missing segments such"),
     ],
     ids=["none", "missing", "two of four files"],
 )

@@ -15,6 +15,9 @@ from omnet_monai.regions import SEQUENCES
 
 __all__ = ["file_states", "find_images"]
 
+WITHOUT = "--allow_missing segments such a case, at a loss"
+"""What a user may do about a case that lacks sequences."""
+
 
 def find_images(
     paths: Sequence[str],
@@ -46,7 +49,8 @@ def find_images(
     if single:
         missing = [f"--{sequence}" for sequence in SEQUENCES if sequence not in single]
         if missing and not allow_missing:
-            raise ValueError(f"a case of four files needs --t1, --t1c, --t2 and --flair, lacks {', '.join(missing)}")
+            rule = "a case of four files needs --t1, --t1c, --t2 and --flair"
+            raise ValueError(f"{rule}, lacks {', '.join(missing)}; {WITHOUT}")
         files = [os.path.abspath(single[sequence]) if sequence in single else None for sequence in SEQUENCES]
         cases.append({"case": case_name([Path(file) for file in files if file]), "image": files})
     if not cases:
@@ -104,7 +108,8 @@ def _entry(case: dict[str, Any], allow_missing: bool) -> dict[str, Any]:
         "image": _printable(image) if isinstance(image, str) else [file and _printable(file) for file in image],
     }
     entry |= {"order": case["order"]} if "order" in case else {}
-    problems = ["" if allow_missing else case.get("missing"), case.get("problems")]
+    missing = case.get("missing")
+    problems = [f"{missing}; {WITHOUT}" if missing and not allow_missing else "", case.get("problems")]
     if entry["image"] != image:
         problems.append("the names of files and folders must be in UTF-8")
     text = "; ".join(filter(None, problems))
