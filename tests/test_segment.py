@@ -223,18 +223,41 @@ def test_cases_whose_names_hold_dots_have_a_label_map_each(small_bundle: Path, p
 
 
 def test_what_segment_did_not_write_is_not_replaced(small_bundle: Path, phantoms: Path, tmp_path: Path) -> None:
-    case = tmp_path / "phantom_000"
-    shutil.copytree(phantoms / "phantom_000", case)
-    truth = case / "phantom_000_seg.nii.gz"
+    case = phantoms / "phantom_000"
+    truth = Path(shutil.copy(case / "phantom_000_seg.nii.gz", tmp_path))
     before = truth.read_bytes()
     with pytest.raises(ValueError, match=r"phantom_000_seg\.nii\.gz must not be replaced, as segment did not write it"):
-        segment(str(case), output=str(case), bundle=str(small_bundle))
+        segment(str(case), output=str(tmp_path), bundle=str(small_bundle))
     assert truth.read_bytes() == before
-    assert sorted(path.name for path in case.iterdir()) == sorted(p.name for p in (phantoms / case.name).iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [truth.name]
+    truth.unlink()
     (tmp_path / "datalist.json").write_text(json.dumps({"training": []}))
     with pytest.raises(ValueError, match=r"datalist\.json must not be replaced, as segment did not write it"):
         segment(str(case), output=str(tmp_path), bundle=str(small_bundle))
     assert json.loads((tmp_path / "datalist.json").read_text()) == {"training": []}
+
+
+@pytest.mark.parametrize("form", ["folder", "flat", "link", "4-D"])
+def test_no_label_map_is_written_beside_images_where_it_would_be_the_truth_of_its_case(
+    form: str, small_bundle: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    folder, settings = tmp_path / "phantom_000", {}
+    if form == "4-D":
+        settings = {"order": "t1,t1c,t2,flair"}
+        cases = one_file(phantoms, folder / "phantom_000.nii.gz", (0, 1, 2, 3))
+    else:
+        cases = copy_case(phantoms, tmp_path)
+        (cases / "phantom_000_seg.nii.gz").unlink()
+    if form == "flat":
+        for file in (phantoms / "phantom_001").glob("*_t*.nii.gz"):
+            shutil.copy(file, folder)
+    (tmp_path / "link").symlink_to(folder)
+    out = tmp_path / "link" if form == "link" else folder
+    before = sorted(folder.iterdir())
+    message = rf"{out} must hold no images of cases, got {folder}/phantom_000\S*\.nii\.gz of case phantom_000; "
+    with pytest.raises(ValueError, match=message):
+        segment(str(cases), output=str(out), bundle=str(small_bundle), **settings)
+    assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize(

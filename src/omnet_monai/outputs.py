@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from omnet_monai.report import write_csv
 from omnet_monai.segmentation import COLUMNS, NOTICE, CaseRecord, read_record, state_of
 from omnet_monai.transforms import written_here
 
-__all__ = ["LOCK", "POSTFIXES", "clear_case", "prepare_output", "sole_run", "sum_up"]
+__all__ = ["LOCK", "POSTFIXES", "clear_case", "prepare_output", "require_apart", "sole_run", "sum_up"]
 
 POSTFIXES = {"bundle": "seg", "brats": ""}
 """What follows the case's name in that of its label map, by the way of naming."""
@@ -27,6 +28,20 @@ LOCK = ".omnet_monai.lock"
 
 NAMES = ("index.html", "segmentation.csv", "segmentation.json", "records", "pictures", "uncertainty", "probabilities")
 """What segment writes beside ``datalist.json`` and the label maps."""
+
+
+def require_apart(out: Path, cases: Sequence[dict[str, Any]]) -> None:
+    """
+    Refuse an output that images of the cases lie in, beside which a label map may be taken for the truth.
+
+    Raises:
+        ValueError: naming the case and the file.
+    """
+    for case in cases:
+        for file in filter(None, [case["image"]] if isinstance(case["image"], str) else case["image"]):
+            if os.path.realpath(os.path.dirname(file)) == os.path.realpath(out):
+                rule = "label maps beside images may be taken for the truth: choose another --output"
+                raise ValueError(f"{out} must hold no images of cases, got {file} of case {case['case']}; {rule}")
 
 
 def prepare_output(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any], resume: bool) -> None:

@@ -22,7 +22,7 @@ from omnet_monai.demo import bundle_root
 from omnet_monai.distributed import torchrun_processes
 from omnet_monai.files import sha256
 from omnet_monai.images import find_images
-from omnet_monai.outputs import POSTFIXES, clear_case, prepare_output, sole_run, sum_up
+from omnet_monai.outputs import POSTFIXES, clear_case, prepare_output, require_apart, sole_run, sum_up
 from omnet_monai.regions import SCHEMES, SEQUENCES
 from omnet_monai.sampling import first_cause
 from omnet_monai.segmentation import NOTICE, Records
@@ -93,8 +93,8 @@ def segment(
 
     Raises:
         ValueError: for arguments that fit no case, settings or weights that fit no network, an output that is not
-            segment's own, in use by another run or to resume with other settings, and if a case failed, after all
-            others were segmented.
+            segment's own, holds images of the cases, is in use by another run or to resume with other settings, and if
+            a case failed, after all others were segmented.
     """
     root, out = bundle_root(bundle), Path(os.path.abspath(output))
     _check_ids(root, overrides)
@@ -110,6 +110,7 @@ def segment(
     places = {"output_dir": str(out), "num_workers": workers, **_device(device)}
     single = {sequence: file for sequence, file in zip(SEQUENCES, (t1, t1c, t2, flair), strict=True) if file}
     found = find_images([str(case) for case in cases], single, order, allow_missing)
+    require_apart(out, found)
     failed: list[str] = []
     with _quiet():
         _try_out(root, found, settings | places)
