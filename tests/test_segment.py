@@ -379,9 +379,9 @@ def test_a_run_is_taken_up_where_it_ended_and_its_table_is_of_all_cases(
     capsys.readouterr()
     two = [phantoms / "phantom_000", phantoms / "phantom_001"]
     assert sorted(run(small_bundle, *two, output=tmp_path, resume=True)) == ["phantom_000", "phantom_001"]
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line[0] == "["] == [
-        "[1/1] phantom_001"
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "cases:      2, 1 finished before"
+    assert [line.split(":")[0] for line in lines if line[0] == "["] == ["[1/1] phantom_001"]
     assert (tmp_path / "phantom_000_seg.nii.gz").stat().st_mtime_ns == first
     with pytest.raises(ValueError, match="phantom_000 of a run with other settings: label_scheme brats2023, now msd; "):
         run(small_bundle, *two, output=tmp_path, resume=True, scheme="msd")
@@ -505,7 +505,8 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
     done = run_python([*words, "--bundle", str(small_bundle)], tmp_path)
     assert done.returncode == 1
     assert done.stderr == f"error: 1 of 2 cases failed, see {tmp_path / 'out put' / 'index.html'}\n"
-    first, second, warning = done.stdout.splitlines()[1:4]
+    count, first, second, warning = done.stdout.splitlines()[1:5]
+    assert count == "cases:      2"
     assert re.match(r"\[1/2, about \d+ s left\] phantom_000: failed: case phantom_000: ", first)
     assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s$", second)
     assert warning.startswith("    warning: brain: ")
@@ -729,6 +730,13 @@ def test_a_line_that_cannot_be_printed_fails_no_case(
     monkeypatch.setattr(sys, "stdout", stdout)
     records.write(case, error="no image")
     assert segmentation.read_record(records.path(case["case"])).error == "no image"
+
+
+def test_a_reader_that_has_gone_stops_no_run(
+    phantoms: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
+    assert run(small_bundle, phantoms / "phantom_000", output=tmp_path)["phantom_000"]["error"] == ""
 
 
 def test_the_command_line_writes_out_letters_that_its_terminal_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def require_apart(out: Path, cases: Sequence[dict[str, Any]]) -> None:
                 raise ValueError(f"{out} must hold no images of cases, got {file} of case {case['case']}; {rule}")
 
 
-def prepare_output(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any], resume: bool) -> None:
+def prepare_output(out: Path, cases: Sequence[dict[str, Any]], settings: dict[str, Any], resume: bool) -> int:
     """
     Clear the output of the cases that are not finished, and write their datalist.
 
@@ -53,6 +53,9 @@ def prepare_output(out: Path, cases: Sequence[dict[str, Any]], settings: dict[st
         cases: all cases that are to be segmented.
         settings: what their label maps depend on, with "output_postfix" among it.
         resume: whether to keep what an earlier run finished with the same files.
+
+    Returns:
+        How many cases are kept.
 
     Raises:
         ValueError: if a file that is in the way was not written by segment, and for a run to resume that had other
@@ -76,6 +79,7 @@ def prepare_output(out: Path, cases: Sequence[dict[str, Any]], settings: dict[st
     content = {"name": out.name, "description": NOTICE, "settings": settings, "test": left}
     with whole_file(datalist) as part:
         part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return len(cases) - len(left)
 
 
 @contextmanager

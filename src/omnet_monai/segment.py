@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -116,8 +116,10 @@ def segment(
         _try_out(root, found, settings | places)
     with torchrun_processes() as first, sole_run(out) if first else nullcontext():
         if first:
-            prepare_output(out, found, settings | _versions(root, overrides), resume)
-            print(NOTICE)
+            finished = prepare_output(out, found, settings | _versions(root, overrides), resume)
+            count = f"{len(found)}, {finished} finished before" if resume else len(found)
+            with suppress(OSError):  # a pipe whose reader has gone
+                print(f"{NOTICE}\ncases:      {count}", flush=True)
         idist.barrier()
         try:
             with _quiet():
