@@ -28,8 +28,8 @@ from omnet_monai import segmentation
 from omnet_monai.demo import inference_config
 from omnet_monai.files import whole_file
 from omnet_monai.images import find_images
-from omnet_monai.outputs import LOCK, sole_run
-from omnet_monai.segment import segment
+from omnet_monai.outputs import LOCK, OPTIONS, sole_run
+from omnet_monai.segment import PRESETS, segment
 from omnet_monai.transforms import MoveThresholdsd
 from omnet_monai.uncertainty import chance_of_error
 
@@ -383,10 +383,19 @@ def test_a_run_is_taken_up_where_it_ended_and_its_table_is_of_all_cases(
     assert lines[1] == "cases:      2, 1 finished before"
     assert [line.split(":")[0] for line in lines if line[0] == "["] == ["[1/1] phantom_001"]
     assert (tmp_path / "phantom_000_seg.nii.gz").stat().st_mtime_ns == first
-    with pytest.raises(ValueError, match="phantom_000 of a run with other settings: label_scheme brats2023, now msd; "):
-        run(small_bundle, *two, output=tmp_path, resume=True, scheme="msd")
+    differ = (
+        r"phantom_000 of a run with other settings: flips \(--tta, --accurate\) by default, now \[0, 1, 2\];"
+        r" label_scheme \(--scheme\) brats2023, now msd; strict False, now True; without --resume"
+    )
+    with pytest.raises(ValueError, match=differ):
+        run(small_bundle, *two, output=tmp_path, resume=True, scheme="msd", tta=True, strict=True)
     assert (tmp_path / "phantom_000_seg.nii.gz").stat().st_mtime_ns == first
     assert len(list((tmp_path / "records").iterdir())) == 2
+
+
+def test_what_a_preset_sets_is_named_with_the_preset_where_settings_differ() -> None:
+    for preset, settings in PRESETS.items():
+        assert [name for name in settings if f"--{preset}" not in OPTIONS[name].split(", ")] == []
 
 
 def test_another_order_or_a_changed_file_is_segmented_anew(

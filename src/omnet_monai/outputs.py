@@ -19,10 +19,20 @@ from omnet_monai.report import write_csv
 from omnet_monai.segmentation import COLUMNS, NOTICE, CaseRecord, read_record, state_of
 from omnet_monai.transforms import written_here
 
-__all__ = ["LOCK", "POSTFIXES", "clear_case", "prepare_output", "require_apart", "sole_run", "sum_up"]
+__all__ = ["LOCK", "OPTIONS", "POSTFIXES", "clear_case", "prepare_output", "require_apart", "sole_run", "sum_up"]
 
 POSTFIXES = {"bundle": "seg", "brats": ""}
 """What follows the case's name in that of its label map, by the way of naming."""
+
+OPTIONS = {
+    "flips": "--tta, --accurate",
+    "label_scheme": "--scheme",
+    "output_postfix": "--naming",
+    "overlap": "--fast, --accurate",
+    "save_probabilities": "--probabilities",
+    "search": "--accurate",
+}
+"""The options of segment that give a setting of another name."""
 
 LOCK = ".omnet_monai.lock"
 
@@ -162,7 +172,9 @@ def _require_settings(out: Path, cases: Sequence[dict[str, Any]], settings: dict
         then = {name: value for name, value in record.settings.items() if name not in ("order", "files")}
         names = [name for name in sorted(then | settings) if then.get(name) != settings.get(name)]
         if names and not record.error:
-            others = "; ".join(f"{name} {then.get(name)}, now {settings.get(name)}" for name in names)
+            named = {name: f"{name} ({OPTIONS[name]})" if name in OPTIONS else name for name in names}
+            both = {name: [each.get(name, "by default") for each in (then, settings)] for name in names}
+            others = "; ".join(f"{named[name]} {old}, now {new}" for name, (old, new) in both.items())
             rule = "without --resume everything is done again"
             raise ValueError(f"{out} has case {record.case} of a run with other settings: {others}; {rule}")
 
