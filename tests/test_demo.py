@@ -56,10 +56,31 @@ def test_the_phantom_verb_writes_cases_and_their_datalist(tmp_path: Path) -> Non
 
 def test_the_help_of_every_verb_describes_each_of_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     verbs: dict[str, Any] = {}
-    monkeypatch.setattr(command_line.fire, "Fire", lambda known, name: verbs.update(known))
+    monkeypatch.setattr(command_line.fire, "Fire", lambda known, command, name: verbs.update(known))
     command_line.main()
     assert "datalist" in verbs
     for name, verb in verbs.items():
         described = re.findall(r"^ {8}(\w+): ", verb.__doc__, flags=re.MULTILINE)
         arguments = list(signature(verb).parameters)
         assert described[: len(arguments)] == arguments, name  # errors follow
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--help"], "segment"),
+        (["demo", "--help"], "Run the whole of OM-Net"),
+        (["segment", "CASE", "--output", "OUT", "-h"], "Segment cases"),
+    ],
+    ids=["alone", "of a verb that needs nothing", "after arguments"],
+)
+def test_help_is_shown_wherever_it_is_asked_for(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["omnet_monai", *words])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert not ended.value.code
+    assert told in "".join(capsys.readouterr())
+    assert not list(tmp_path.iterdir())

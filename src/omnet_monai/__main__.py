@@ -98,7 +98,10 @@ def main() -> None:
     try:
         verbs = (ablate, benchmark, check, datalist, demo, export, package, phantom, prepare, score, segment)
         calls: list[Callable[[], None]] = []
-        fire.Fire({verb.__name__: _noting(verb, calls) for verb in verbs}, name="omnet_monai")
+        command = sys.argv[1:]
+        if {"-h", "--help"} & {*command}:  # which a verb that takes any id would take for one
+            command = [*(word for word in command[:1] if not word.startswith("-")), "--", "--help"]
+        fire.Fire({verb.__name__: _noting(verb, calls) for verb in verbs}, command=command, name="omnet_monai")
         for call in calls:
             call()
     except (*USERS, RuntimeError) as error:
