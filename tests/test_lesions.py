@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,13 @@ def test_the_patients_of_a_fold_and_of_the_test_section_are_held_out(tmp_path: P
     path.write_text(json.dumps({"training": training, "test": [{"image": "c", "case": "c"}, {"image": "d"}]}))
     assert held_out_patients(path) == ["c"]
     assert held_out_patients(path, fold=1) == ["b", "c"]
+
+
+@pytest.mark.parametrize("patient", [[12, 34, 34, 5], [b"12", b"34", b"34", b"5"]], ids=["numbers", "bytes"])
+def test_patients_held_out_are_left_out_whatever_type_their_names_have(tmp_path: Path, patient: list[Any]) -> None:
+    file = saved(tmp_path, patient=np.array(patient))
+    excludes: list[list[Any]] = [["34", "6"], [34]]  # the second as a command line has it
+    assert [len(LesionPatches(file, [1, 1, 1], exclude=exclude)) for exclude in excludes] == [2, 2]
 
 
 def test_a_fold_is_not_trained_on_lesions_of_whom_it_holds_out(tmp_path: Path) -> None:

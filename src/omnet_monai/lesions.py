@@ -77,7 +77,8 @@ class LesionPatches(Dataset):
                 f"{path}: image {image.shape}, label {label.shape}, inside {inside.shape} and patient {patient.shape} "
                 "must hold the same patches of one shape"
             )
-        kept = ~np.isin(patient, list(exclude))
+        patient = patient.astype(str)  # numbers or bytes would equal no name, and nobody be left out
+        kept = ~np.isin(patient, list(map(str, exclude)))
         left_out = ", ".join(sorted(set(patient[~kept].tolist()))) or "nobody"
         logger.info(f"{kept.sum()} lesion patches, {(~kept).sum()} left out: of {left_out}.")
         self.image, self.label, self.inside = image[kept], label[kept], inside[kept]
