@@ -83,6 +83,16 @@ def test_patients_held_out_are_left_out_whatever_type_their_names_have(tmp_path:
     assert [len(LesionPatches(file, [1, 1, 1], exclude=exclude)) for exclude in excludes] == [2, 2]
 
 
+def test_a_test_section_that_cannot_be_read_holds_nobody_back_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "datalist.json"
+    twice = [{"image": "c", "case": "c"}, {"image": "other", "case": "c"}]
+    path.write_text(json.dumps({"training": [{"image": "a", "case": "a"}], "test": twice}))
+    with pytest.raises(ValueError, match=r"datalist\.json"):
+        held_out_patients(path)
+    with pytest.raises(ValueError, match=r"datalist must be a JSON file, got .*nothing\.json, which does not exist"):
+        held_out_patients(tmp_path / "nothing.json")
+
+
 def test_a_fold_is_not_trained_on_lesions_of_whom_it_holds_out(tmp_path: Path) -> None:
     """By lesions.json, without a list of names."""
     entries = [{"image": name, "case": name, "fold": fold} for fold, name in enumerate(("a", "b"))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from omnet_monai.datalist import read_cases
+from omnet_monai.files import read_object
 from omnet_monai.regions import CLASS_NAMES, classes_from_codes
 
 __all__ = ["LesionPatches", "held_out_patients"]
@@ -33,10 +33,10 @@ def held_out_patients(datalist: str | Path, fold: int | None = None) -> list[str
         Names of patients and of their cases, as far as the entries tell them.
 
     Raises:
-        ValueError: if the file does not exist, or no case is in the fold.
+        ValueError: if the file does not exist, a case of it cannot be read, or no case is in the fold.
     """
     cases = read_cases(datalist, fold=fold, held_out=True)
-    with suppress(ValueError):  # no test section
+    if isinstance(read_object("datalist", Path(datalist)).get("test"), list):
         cases += read_cases(datalist, "test")
     return sorted({str(case[key]) for case in cases for key in ("patient", "case") if key in case})
 
