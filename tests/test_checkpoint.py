@@ -343,6 +343,18 @@ def test_an_unfinished_run_of_other_settings_keeps_its_checkpoint_under_another_
         assert caplog.messages == [f"{tmp_path / 'checkpoint.pt'} {said}"]
 
 
+def test_no_checkpoint_is_renamed_over_another(tmp_path: Path) -> None:
+    written = []
+    for data in "abc":
+        run = make_run(tmp_path, data=data, trained=len(written))
+        run.checkpoint.start(run.trainer)
+        run.checkpoint.save(2)
+        written.append((tmp_path / "checkpoint.pt").read_bytes())
+    kept = [tmp_path / name for name in ("checkpoint_epoch2.pt", "checkpoint_epoch2_2.pt", "checkpoint.pt")]
+    assert [file.read_bytes() for file in kept] == written
+    assert len(set(written)) == 3
+
+
 def test_a_layer_with_other_settings_makes_another_run(tmp_path: Path) -> None:
     plain, slow = (nn.Sequential(nn.BatchNorm3d(2, momentum=momentum)) for momentum in (0.1, 0.01))
     runs = [RunCheckpoint(tmp_path / "checkpoint.pt", {"network": network}, []) for network in (plain, slow, plain)]

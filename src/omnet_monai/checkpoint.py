@@ -94,10 +94,15 @@ class RunCheckpoint:
         trainer.state.iteration = state["epoch"] * trainer.state.epoch_length
 
     def _set_aside(self, epoch: int) -> None:
-        """Rename the file of another run; all processes have read it by now."""
-        kept = self.path.with_stem(f"{self.path.stem}_epoch{epoch}")
-        if idist.get_rank() == 0:
-            self.path.replace(kept)
+        """Rename the file of another run, to a name that no file has; from the first process only."""
+        if idist.get_rank() > 0:
+            return
+        stem, number = f"{self.path.stem}_epoch{epoch}", 1
+        kept = self.path.with_stem(stem)
+        while kept.exists():
+            number += 1
+            kept = self.path.with_stem(f"{stem}_{number}")
+        self.path.replace(kept)
         logger.warning(
             f"{self.path} was of a run with other settings, after its epoch {epoch}: renamed to {kept.name}."
         )
