@@ -414,6 +414,11 @@ def test_the_last_epoch_is_validated_once_whatever_the_interval(max_epochs: int,
     assert validated == expected
 
 
+def test_validation_every_0_epochs_is_refused_before_the_first_one_is_trained() -> None:
+    with pytest.raises(ValueError, match="interval must be at least one epoch, got 0"):
+        ValidationToTheEnd(Evaluator(torch.device("cpu"), [0]), interval=0)
+
+
 def make_cases() -> list[dict[str, Any]]:
     """Make three cases with noise for an image and nested boxes for a tumor; the last has no core."""
     cases = []

@@ -17,9 +17,14 @@ class ValidationToTheEnd(ValidationHandler):
     Args:
         validator: the evaluator to run.
         interval: epochs between two validations.
+
+    Raises:
+        ValueError: for an interval below 1.
     """
 
     def __init__(self, validator: Evaluator, interval: int) -> None:
+        if interval < 1:
+            raise ValueError(f"interval must be at least one epoch, got {interval}")
         super().__init__(interval, validator)
 
     def attach(self, engine: Engine) -> None:
