@@ -211,6 +211,14 @@ def test_each_stage_is_marked_once_in_the_log(caplog: pytest.LogCaptureFixture) 
     ]
 
 
+def test_a_run_that_ends_before_all_tasks_have_joined_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    train(Curriculum([1 / 3, 1]))
+    assert caplog.messages == ["The run ends with 2 of 3 tasks active: its weights know nothing of precise."]
+    caplog.clear()
+    train(Curriculum([1 / 3, 2 / 3]))
+    assert caplog.messages == []
+
+
 def test_the_stage_and_epoch_means_of_the_active_tasks_are_metrics_of_the_trainer() -> None:
     metrics: list[dict[str, float]] = []
     train(Curriculum([1 / 3, 2 / 3]), metrics=metrics)

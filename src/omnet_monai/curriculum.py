@@ -165,6 +165,10 @@ class CurriculumHandler:
         logger.info(f"Epoch {engine.state.epoch} of {engine.state.max_epochs}: loss {losses}.")
         engine.state.metrics["curriculum/num_tasks"] = self.curriculum.num_tasks
         engine.state.metrics.update({f"loss/{name}": mean for name, mean in named.items()})
+        if engine.state.epoch == engine.state.max_epochs and not self.curriculum.complete:
+            active = f"{len(named)} of {len(self.curriculum.tasks)} tasks active"
+            untrained = ", ".join(task.name for task in self.curriculum.tasks[len(named) :])
+            logger.warning(f"The run ends with {active}: its weights know nothing of {untrained}.")
 
 
 class PrepareTaskBatch:
