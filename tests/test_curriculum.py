@@ -276,6 +276,12 @@ def test_patches_of_tasks_that_are_not_active_are_dropped(
     assert (args, kwargs) == ((), {"num_tasks": num_tasks})
 
 
+def test_a_step_without_a_patch_of_an_active_task_is_refused() -> None:
+    batch = {"image": torch.zeros(2, 4, 2, 2, 2), "label": torch.zeros(2, 1, 2, 2, 2), "task": torch.tensor([1, 2])}
+    with pytest.raises(ValueError, match=r"a patch of an active task \(coarse\), got patches of later ones alone"):
+        PrepareTaskBatch(Curriculum())(batch)
+
+
 @pytest.mark.parametrize(
     ("task", "kept"), [("coarse", [0, 3]), ("refined", [0, 1, 3]), ("precise", [0, 1, 2, 3])], ids=str
 )

@@ -197,6 +197,9 @@ class PrepareTaskBatch:
 
         Returns:
             Image, target of :class:`~omnet_monai.losses.OMNetLoss`, no positional arguments, ``num_tasks``.
+
+        Raises:
+            ValueError: if no patch is left.
         """
         num_tasks = self.curriculum.num_tasks
         image, label, task = (
@@ -205,6 +208,10 @@ class PrepareTaskBatch:
         )
         # Not only patches of the network's own tasks: a case without core lends a lone precise task others.
         active = torch.as_tensor(batch["task"]) <= TASKS.index(self.curriculum.tasks[num_tasks - 1])
+        if not active.any():
+            names = ", ".join(task.name for task in self.curriculum.tasks[:num_tasks])
+            rule = f"each step must have a patch of an active task ({names}), got patches of later ones alone"
+            raise ValueError(f"{rule}: patches_per_task must not be 0 for all of them")
         if not active.all():
             kept = active.nonzero()[:, 0].to(image.device)  # found on the CPU, so that no GPU is waited for
             image, label, task = (each.index_select(0, kept) for each in (image, label, task))
