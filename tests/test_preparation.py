@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 from omnet_monai.datalist import write_datalist
 from omnet_monai.demo import bundle_root
 from omnet_monai.preparation import prepare
+from omnet_monai.sampling import first_cause
 
 
 @pytest.fixture
@@ -54,6 +55,23 @@ def test_every_case_that_cannot_be_read_is_named_and_the_others_are_prepared(
     assert [str(file) in error for file, error in zip(broken, errors, strict=True)] == [True, True]
     assert summary == f"1 of 3 cases prepared in {tmp_path / 'cache'}"
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("fold", [None, 0, 1], ids=["all cases", "held out", "trained on"])
+def test_a_training_case_without_a_label_is_named_before_the_first_epoch(cases: Path, fold: int | None) -> None:
+    """For a held-out one that is hours before validation would end in an error that tells no case."""
+    content = json.loads((cases / "datalist.json").read_text())
+    unlabeled = next(case for case in content["training"] if case["fold"] == 0)
+    del unlabeled["label"]
+    (cases / "datalist.json").write_text(json.dumps(content))
+    parser = ConfigParser()
+    parser.read_config(bundle_root() / "configs" / "train.json")
+    parser.update({"dataset_dir": str(cases), "fold": fold})
+    name = "train" if fold != 0 else "validate"
+    with pytest.raises(RuntimeError) as error:
+        parser.get_parsed_content(f"{name}#dataset")
+    said = f"training and validation need the label of each case, {unlabeled['case']} have none: list them as test"
+    assert str(first_cause(error.value)) == said
 
 
 def test_an_option_that_a_training_does_not_have_is_refused(cases: Path) -> None:

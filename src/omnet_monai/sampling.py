@@ -14,7 +14,15 @@ from monai.data import IterableDataset
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-__all__ = ["EpochDataset", "EpochSampler", "EpochSeedHandler", "ReadableCases", "first_cause", "workers_beside"]
+__all__ = [
+    "EpochDataset",
+    "EpochSampler",
+    "EpochSeedHandler",
+    "ReadableCases",
+    "first_cause",
+    "with_labels",
+    "workers_beside",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +118,21 @@ class EpochSeedHandler:
 def workers_beside(device: torch.device | str) -> int:
     """Tell how many processes cut patches beside a training: four for a GPU, none for a CPU, which they would share."""
     return 4 if torch.device(device).type == "cuda" else 0
+
+
+def with_labels(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Return cases as they are, if all have a label.
+
+    Raises:
+        ValueError: naming those without one. A training would end at the first that it draws, one that validates on
+            them after its epochs.
+    """
+    unlabeled = [str(case.get("case", case["image"])) for case in cases if not case.get("label")]
+    if unlabeled:
+        rule = "training and validation need the label of each case"
+        raise ValueError(f"{rule}, {', '.join(unlabeled)} have none: list them as test")
+    return cases
 
 
 class ReadableCases(IterableDataset):
