@@ -30,7 +30,8 @@ class BatchAugmentation:
         affine_prob: probability of turning and scaling a patch, in [0, 1].
         rotation: largest angle in radians, either way, in each plane of two axes, in the order of
             ``itertools.combinations``; one number for all.
-        zoom: a side is stretched or shrunk by at most this share, each on its own, in [0, 1).
+        zoom: each side of a patch is cut from tissue that is longer or shorter by at most this share, in [0, 1): 0.2
+            stretches tissue by up to 25 % and shrinks it by up to 17 %.
         flip_prob: probability of mirroring a patch along an axis, for each axis, in [0, 1].
         blur_prob: probability of blurring a sequence of a patch, each on its own, as one acquired in coarse or thick
             slices is, in [0, 1].
