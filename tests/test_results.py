@@ -72,7 +72,11 @@ def test_a_small_volume_is_not_written_as_none_and_a_small_loss_not_as_minus_not
     ]
     assert digits("dice_WT", -0.0001) == "0.000"
     assert digits("hd95_WT", -0.04) == "0.0"
-    assert [digits("false_ml_ET", value) for value in (0.04, 1.26, -0.04)] == ["0.040", "1.3", "0.0"]
+
+
+def test_a_fall_of_a_volume_is_written_by_as_many_digits_as_a_rise() -> None:
+    values = (0.04, 1.26, 0.0, -0.04, -0.4, -1.26)
+    assert [digits("false_ml_ET", value) for value in values] == ["0.040", "1.3", "0.0", "-0.040", "-0.400", "-1.3"]
 
 
 def test_the_csv_has_a_row_per_case_and_reads_back_without_those_that_failed(tmp_path: Path) -> None:
@@ -120,6 +124,9 @@ def test_one_shared_case_has_a_difference_without_an_error(tmp_path: Path) -> No
     Results([make_case("a", 0.6)], tmp_path / "scores.csv").write(tmp_path / "new")
     written = json.loads((tmp_path / "new" / "scores.json").read_text())["differences"]
     assert written["summary"]["dice_WT"] == {"mean": pytest.approx(0.1), "standard_error": None}
+    results = Results([make_case("a", 0.6)], tmp_path / "scores.csv")
+    assert results.text().splitlines()[-1].split() == ["standard", "error", *["-/-/-"] * 7]
+    assert "0.100 <small>± -</small>" in write(tmp_path, results)
 
 
 def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:

@@ -163,9 +163,11 @@ def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
 
 
 def digits(column: str, value: float) -> str:
-    """Write a score as it is read: mm and ml with one digit, a share and less than 1 ml with three."""
-    if column.startswith("false_ml") and value >= 0:
-        return milliliters(value)
+    """Write a score, or a difference of scores, as it is read: mm with one digit, a share with three, ml as volumes."""
+    if np.isnan(value):  # the error of a single patient's difference
+        return "-"
+    if column.startswith("false_ml"):
+        return ("-" if value < 0 else "") + milliliters(abs(value))
     return f"{value:z.1f}" if column.startswith(IN_UNITS) else f"{value:z.3f}"
 
 
