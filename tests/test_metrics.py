@@ -188,15 +188,16 @@ def test_a_mask_of_the_first_region_is_no_background() -> None:
 def test_false_volume_is_that_of_components_away_from_any_lesion(
     pred: torch.Tensor, truth: torch.Tensor, voxels: int
 ) -> None:
-    assert false_volume(pred, truth, UNIT) == pytest.approx(voxels / 1000)
-    assert false_volume(pred, truth, [2.0, 0.5, 3.0]) == pytest.approx(3 * voxels / 1000)
+    assert false_volume(pred, truth, 1.0) == pytest.approx(voxels / 1000)
+    scores = score_regions(torch.stack([pred] * 3), torch.stack([truth] * 3), [2.0, 0.5, 3.0])
+    assert scores["false_ml_TC"] == pytest.approx(3 * voxels / 1000)
 
 
 def test_a_component_that_meets_a_lesion_at_a_corner_alone_is_false() -> None:
     corner = torch.zeros_like(EMPTY)
     corner[tuple(CUBE.nonzero().amax(0) + 1)] = True
-    assert false_volume(corner, CUBE, UNIT) == pytest.approx(0.001)
-    assert false_volume(corner | CUBE, CUBE, UNIT) == 0  # joined by it, one component with what was found
+    assert false_volume(corner, CUBE, 1.0) == pytest.approx(0.001)
+    assert false_volume(corner | CUBE, CUBE, 1.0) == 0  # joined by it, one component with what was found
 
 
 def test_masks_of_two_shapes_are_refused() -> None:

@@ -236,6 +236,8 @@ def test_axes_that_are_not_at_right_angles_keep_the_volume(tmp_path: Path, monke
     truth[:, :10, :10, :10] = EDEMA
     values = scoring._values(truth.as_tensor(), truth)
     assert (values["truth_ml_WT"], values["pred_ml_WT"]) == pytest.approx((1, 1))
+    absent = MetaTensor(torch.zeros(truth.shape, dtype=torch.uint8), affine=affine)
+    assert scoring._values(truth.as_tensor(), absent)["false_ml_WT"] == pytest.approx(1)
     captions: list[str] = []
     monkeypatch.setattr("matplotlib.axes.Axes.set_ylabel", lambda axis, text, **how: captions.append(text))
     save_overlay(MetaTensor(torch.rand(4, 12, 12, 12), affine=affine), truth, tmp_path / "p1.png")

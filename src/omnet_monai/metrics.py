@@ -50,7 +50,9 @@ NEIGHBORS_18 = ndimage.generate_binary_structure(3, 2)
 NEIGHBORS_26 = ndimage.generate_binary_structure(3, 3)
 
 
-def score_regions(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> dict[str, float]:
+def score_regions(
+    pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float], voxel: float | None = None
+) -> dict[str, float]:
     """
     Score a case by every metric in every region.
 
@@ -58,6 +60,7 @@ def score_regions(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[flo
         pred: predicted masks of WT, TC, ET, boolean, shape ``(3, H, W, D)``.
         truth: true masks, likewise.
         spacing: size of a voxel along each axis in mm.
+        voxel: its volume in mm3, by default that of axes at right angles.
 
     Returns:
         ``dice_WT``, ``dice_TC``, ..., ``lesion_hd95_ET``, in the order of ``METRICS`` and ``REGIONS``.
@@ -67,7 +70,8 @@ def score_regions(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[flo
     """
     if pred.shape != truth.shape:
         raise ValueError(f"masks must share a shape, got {tuple(pred.shape)} and {tuple(truth.shape)}")
-    by_region = [_score(*masks, spacing) for masks in zip(pred, truth, strict=True)]
+    voxel = float(np.prod(spacing)) if voxel is None else voxel
+    by_region = [_score(*masks, spacing, voxel) for masks in zip(pred, truth, strict=True)]
     return {
         f"{metric}_{region}": scores[metric]
         for metric in METRICS
@@ -154,7 +158,7 @@ def lesion_wise(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float
     return float(means[0]), float(means[1])
 
 
-def false_volume(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> float:
+def false_volume(pred: torch.Tensor, truth: torch.Tensor, voxel: float) -> float:
     """
     Return the volume in ml of the predicted components (26-connected) that share no voxel with the truth: what was
     found away from any lesion, where Dice also counts what was drawn too wide.
@@ -162,15 +166,15 @@ def false_volume(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[floa
     Args:
         pred: boolean mask, shape ``(H, W, D)``.
         truth: boolean mask, same shape.
-        spacing: size of a voxel along each axis in mm.
+        voxel: volume of a voxel in mm3.
     """
     found, number = ndimage.label(pred.numpy(), NEIGHBORS_26)
     sizes = np.bincount(found.ravel(), minlength=number + 1)
     sizes[np.unique(found[truth.numpy()])] = 0
-    return float(sizes[1:].sum() * np.prod(spacing) / 1000)
+    return float(sizes[1:].sum() * voxel / 1000)
 
 
-def _score(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> dict[str, float]:
+def _score(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float], voxel: float) -> dict[str, float]:
     lesion_dice, lesion_hd95 = lesion_wise(pred, truth, spacing)
     return {
         "dice": dice(pred, truth),
@@ -179,7 +183,7 @@ def _score(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) ->
         "specificity": specificity(pred, truth),
         "lesion_dice": lesion_dice,
         "lesion_hd95": lesion_hd95,
-        "false_ml": false_volume(pred, truth, spacing),
+        "false_ml": false_volume(pred, truth, voxel),
     }
 
 

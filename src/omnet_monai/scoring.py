@@ -191,9 +191,10 @@ def _check_comparison(compare_to: str | Path | None, cases: Sequence[dict[str, A
 def _values(pred: torch.Tensor, truth: MetaTensor) -> dict[str, float]:
     """Score inner classes of shape ``(1, H, W, D)`` and measure them in ml, by the truth's affine."""
     masks = {"truth": regions_from_classes(truth.as_tensor()), "pred": regions_from_classes(pred)}
-    values = score_regions(masks["pred"], masks["truth"], truth.pixdim.tolist())
+    voxel = voxel_volume(truth)
+    values = score_regions(masks["pred"], masks["truth"], truth.pixdim.tolist(), voxel)
     for source, mask in masks.items():
-        volumes = mask.flatten(1).sum(1) * (voxel_volume(truth) / 1000)
+        volumes = mask.flatten(1).sum(1) * (voxel / 1000)
         values |= {f"{source}_ml_{region}": float(ml) for region, ml in zip(REGIONS, volumes, strict=True)}
     return values
 
