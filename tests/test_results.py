@@ -111,6 +111,15 @@ def test_two_evaluations_are_compared_by_the_cases_they_share(tmp_path: Path) ->
     assert "0.200 <small>± 0.100</small>" in write(tmp_path, results)
 
 
+def test_an_evaluation_does_not_differ_from_its_own_file(tmp_path: Path) -> None:
+    cases = [make_case("a", 1 / 3), make_case("b", 2 / 3), make_case("c", 0.000125)]  # 0.3333, 0.6667, 0.0001 there
+    Results(cases).write(tmp_path)
+    differences = Results(cases, tmp_path / "scores.csv").differences
+    assert differences is not None
+    assert not differences.cases.any()
+    assert not differences.error.any()
+
+
 def test_two_scans_of_one_patient_are_compared_as_one(tmp_path: Path) -> None:
     Results([make_case("a", 0.5), make_case("b", 0.5)]).write(tmp_path)
     results = Results([make_case("a", 0.6, "p"), make_case("b", 0.8, "p")], tmp_path / "scores.csv")

@@ -133,7 +133,9 @@ class Results:
             return
         second = np.array([[others[name][column] for column in COLUMNS] for name in self.compared])
         first = [own[name] for name in self.compared]
-        self.differences = paired_differences(self._table(first), second, [case.patient for case in first])
+        # As the others' file has them, or the same label maps would differ by what was rounded off.
+        written = np.array([[float(f"{score:.4f}") for score in row] for row in self._table(first)])
+        self.differences = paired_differences(written, second, [case.patient for case in first])
 
     @staticmethod
     def _table(cases: Sequence[CaseScore]) -> np.ndarray:
