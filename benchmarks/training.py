@@ -25,6 +25,7 @@ from omnet_monai.datalist import datalist
 from omnet_monai.demo import bundle_root
 from omnet_monai.phantom import write_phantoms
 from omnet_monai.regions import TASKS
+from omnet_monai.timing import process_memory
 
 PASSES = 10
 
@@ -52,7 +53,7 @@ def training(directory: str, epochs: int = 3, cases: int = 0, prepare: bool = Fa
         for position in range(len(dataset)):
             dataset[position]
         took = time.perf_counter() - start
-        print(f"prepared {len(dataset)} cases in {took:.0f} s; memory {_memory('VmRSS'):.2f} GB", flush=True)
+        print(f"prepared {len(dataset)} cases in {took:.0f} s; memory {process_memory('VmRSS'):.2f} GB", flush=True)
     steps: list[float] = []
     last = 0.0
 
@@ -76,7 +77,7 @@ def training(directory: str, epochs: int = 3, cases: int = 0, prepare: bool = Fa
     def tell(engine: Engine) -> None:
         step, alone = median(steps), median(bare.times)
         times = f"step {step:.3f} s, forward and backward alone {alone:.3f} s, ratio {step / alone:.3f}"
-        memory = f"resident memory {_memory('VmRSS'):.2f} GB, peak {_memory('VmHWM'):.2f} GB"
+        memory = f"resident memory {process_memory('VmRSS'):.2f} GB, peak {process_memory('VmHWM'):.2f} GB"
         print(f"epoch {engine.state.epoch}: {times}, {len(bare.image) / step:.1f} patches/s; {memory}", flush=True)
 
     trainer.run()
@@ -104,11 +105,6 @@ class _Bare:
             _wait(self.image.device)
             self.times.append(time.perf_counter() - start)
             self.network.zero_grad(set_to_none=True)
-
-
-def _memory(name: str) -> float:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status[name].split()[0]) / 1e6
 
 
 def _wait(device: torch.device) -> None:

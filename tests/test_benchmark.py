@@ -14,7 +14,7 @@ import torch
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from torch import nn
 
-from omnet_monai import __version__, machine
+from omnet_monai import __version__, machine, timing
 from omnet_monai.benchmark import _stages, benchmark
 from omnet_monai.demo import bundle_root, inference_config
 from omnet_monai.files import sha256
@@ -106,6 +106,13 @@ def test_short_calls_are_timed_many_at_once() -> None:
     assert 0.001 <= took < 0.01
     assert len(calls) > 2 + 2 * 5  # two stretches of 50 ms, and two calls before
     assert calls[-1] - calls[0] > 2 * 0.04
+
+
+def test_the_kb_of_linux_have_1024_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = "Name:\tpython\nVmHWM:\t 2000000 kB\nVmRSS:\t 1000000 kB\n"
+    monkeypatch.setattr(timing, "Path", lambda file: SimpleNamespace(read_text=lambda: status))
+    assert timing.process_memory("VmRSS") == pytest.approx(1.024)
+    assert timing.peak_memory(torch.device("cpu")) == pytest.approx(2.048)
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from omnet_monai.metrics import dice
 from omnet_monai.regions import REGIONS, classes_from_codes, regions_from_classes
 from omnet_monai.rivals import Rival
 
-__all__ = ["Volume", "peak_memory", "race"]
+__all__ = ["Volume", "peak_memory", "process_memory", "race"]
 
 STAGES = ("load", "preprocess", "inference", "post-process", "save")
 
@@ -213,8 +213,13 @@ def peak_memory(device: torch.device) -> float:
     """Return the largest memory in GB since the last reset: of the GPU, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    return process_memory("VmHWM")
+
+
+def process_memory(entry: str) -> float:
+    """Return what Linux says of this process's memory, in GB: ``VmRSS`` now, or ``VmHWM`` at the peak."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1e6
+    return int(status[entry].split()[0]) * 1024 / 1e9  # its kB are of 1,024 bytes
 
 
 def _reset_peak(device: torch.device) -> float | None:
