@@ -193,7 +193,9 @@ class Race:
         """Write the table of the entrants that have run on all folds, and return it."""
         rows = {name: [self.result(name, fold, self.choice(name)) for fold in places] for name in names}
         done = {name: runs for name, runs in rows.items() if all(runs)}
-        text = _table(done) + f"\nMachine: {machine()}.\n"
+        scored = [case for fold in places for case in read_scored_cases(self.datalist, self._section(fold), fold)]
+        patients = {case["case"]: case["patient"] for case in scored if "patient" in case}
+        text = _table(done, patients) + f"\nMachine: {machine()}.\n"
         with FileLock(self.folder / ".lock"), whole_file(self.folder / "race.md") as part:
             part.write_text(text, encoding="utf-8")
         return text
@@ -222,8 +224,8 @@ def _write(file: Path, content: dict[str, Any]) -> None:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _table(done: dict[str, list[dict[str, Any]]]) -> str:
-    """Lay out a line per entrant and one per case."""
+def _table(done: dict[str, list[dict[str, Any]]], patients: dict[str, str]) -> str:
+    """Lay out a line per entrant and one per case; cases of one patient are not independent of each other."""
     dice = {name: {case: np.array(d) for run in runs for case, d in run["dice"].items()} for name, runs in done.items()}
     cases = sorted(next(iter(dice.values()), {}))
     titles = [ENTRANTS[name].title for name in done]
@@ -232,9 +234,9 @@ def _table(done: dict[str, list[dict[str, Any]]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     scores = {name: np.array([dice[name][case] for case in cases]) for name in done}
-    first = next(iter(scores.values()))
+    first, owners = next(iter(scores.values())), [patients.get(case, case) for case in cases]
     for (name, runs), title in zip(done.items(), titles, strict=True):
-        paired = paired_differences(scores[name].mean(1, keepdims=True), first.mean(1, keepdims=True))
+        paired = paired_differences(*(each.mean(1, keepdims=True) for each in (scores[name], first)), owners)
         versus = ("-", "-") if scores[name] is first else (f"{paired.mean[0]:+.3f}", f"{paired.error[0]:.3f}")
         steps, minutes = (np.mean([run[key] for run in runs]) for key in ("steps", "minutes"))
         cells = [title, f"{steps:.0f}", f"{minutes:.1f}", _triple(scores[name].mean(0)), f"{scores[name].mean():.3f}"]

@@ -102,6 +102,19 @@ def test_the_networks_of_a_cascade_share_the_time(
     assert [row[:3] for row in rows] == [["| OM-Net+CGA", "7", "0.3"], ["| MC3", "21", "1.1"]]  # minutes: 0.35, 1.05
 
 
+def test_two_scans_of_a_patient_count_as_one_in_the_error_of_a_difference(race: ModuleType) -> None:
+    def run(*dice: float) -> list[dict[str, Any]]:
+        return [{"steps": 1, "minutes": 1, "dice": {case: [d] * 3 for case, d in zip("abcd", dice, strict=True)}}]
+
+    def error(patients: dict[str, str]) -> str:
+        table = race._table({"omnet": run(0.5, 0.5, 0.5, 0.5), "mc3": run(0.6, 0.6, 0.8, 0.8)}, patients)
+        return table.splitlines()[3].split(" | ")[-1]
+
+    # Differences 0.1, 0.1, 0.3, 0.3: of four patients a deviation of 0.1155 by sqrt(4), of two 0.1414 by sqrt(2).
+    assert error({}) == "0.058 |"
+    assert error({"a": "p", "b": "p", "c": "q", "d": "q"}) == "0.100 |"
+
+
 @pytest.mark.parametrize("within", [True, False], ids=["in the result", "beside it"])
 def test_a_result_is_read_by_the_settings_it_was_made_with_alone(
     race: ModuleType, phantoms: Path, tmp_path: Path, within: bool
