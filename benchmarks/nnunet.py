@@ -105,15 +105,19 @@ def _prepare(folder: Path, datalist: Path) -> None:
     plan.extract_fingerprints([1], num_processes=os.cpu_count())
     plan.plan_experiments([1])
     plan.preprocess([1], configurations=("3d_fullres",), num_processes=[os.cpu_count()])
-    folds = sorted({case["fold"] for case in cases if "fold" in case})
-    names = [
+    splits.write_text(json.dumps(_splits(cases)), encoding="utf-8")
+
+
+def _splits(cases: list[dict[str, Any]]) -> list[dict[str, list[str]]]:
+    """Split cases as nnU-Net reads it: by place in the list, so that fold 2 is the third, whichever folds there are."""
+    numbers = [case["fold"] for case in cases if case.get("fold") is not None]
+    return [
         {
-            "train": [case["case"] for case in cases if case["fold"] != fold],
-            "val": [case["case"] for case in cases if case["fold"] == fold],
+            "train": [case["case"] for case in cases if case.get("fold") != fold],
+            "val": [case["case"] for case in cases if case.get("fold") == fold],
         }
-        for fold in folds
+        for fold in range(max(numbers, default=-1) + 1)
     ]
-    splits.write_text(json.dumps(names), encoding="utf-8")
 
 
 def _write_case(case: dict[Any, Any], images: Path, labels: Path | None) -> list[str]:

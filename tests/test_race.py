@@ -115,6 +115,14 @@ def test_two_scans_of_a_patient_count_as_one_in_the_error_of_a_difference(race: 
     assert error({"a": "p", "b": "p", "c": "q", "d": "q"}) == "0.100 |"
 
 
+def test_nnunet_finds_each_fold_at_its_number_and_trains_on_cases_without_one(race: ModuleType) -> None:
+    cases: list[dict[str, Any]] = [{"case": "a", "fold": 1}, {"case": "b", "fold": 2}, {"case": "c", "fold": None}]
+    _, first, second = race.nnunet._splits(cases)
+    assert first == {"train": ["b", "c"], "val": ["a"]}
+    assert second == {"train": ["a", "c"], "val": ["b"]}
+    assert race.nnunet._splits([{"case": "c"}]) == []
+
+
 @pytest.mark.parametrize("within", [True, False], ids=["in the result", "beside it"])
 def test_a_result_is_read_by_the_settings_it_was_made_with_alone(
     race: ModuleType, phantoms: Path, tmp_path: Path, within: bool
