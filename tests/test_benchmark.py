@@ -15,7 +15,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from torch import nn
 
 from omnet_monai import __version__, machine, timing
-from omnet_monai.benchmark import _stages, benchmark
+from omnet_monai.benchmark import _chosen, _stages, benchmark
 from omnet_monai.demo import bundle_root, inference_config
 from omnet_monai.files import sha256
 from omnet_monai.finding import find_cases
@@ -23,7 +23,7 @@ from omnet_monai.inferers import AutocastInferer
 from omnet_monai.machine import convolution_seconds, machine_rates
 from omnet_monai.networks import OMNet
 from omnet_monai.regions import SCHEMES
-from omnet_monai.rivals import own_paths, rivals
+from omnet_monai.rivals import Rival, own_paths, rivals
 from omnet_monai.timing import Volume
 
 
@@ -69,6 +69,12 @@ def test_the_last_of_our_rows_is_the_bundles_own_inferer(search: float, last: li
     assert type(rows[0].inferer) is SlidingWindowInferer
     assert rows[0].inferer.overlap == 0.5
     assert len({row.name for row in rows}) == len(rows)
+
+
+def test_rows_are_chosen_by_parts_of_their_names_which_a_semicolon_may_end() -> None:
+    rows = [Rival(name, nn.Identity(), SimpleInferer()) for name in ("plain", "+ bfloat16", "+ folded: the default")]
+    for only, places in {"": [0, 1, 2], "plain; the default": [0, 2], "plain;": [0], "mirrored": []}.items():
+        assert _chosen(rows, only) == [rows[place] for place in places]
 
 
 def test_rivals_are_of_the_published_sizes() -> None:

@@ -23,7 +23,7 @@ from omnet_monai.machine import convolution_seconds, machine_rates, seconds
 from omnet_monai.networks.folding import LAYOUTS, folded
 from omnet_monai.regions import REGIONS
 from omnet_monai.report import format_table
-from omnet_monai.rivals import every_window, own_paths, rivals
+from omnet_monai.rivals import Rival, every_window, own_paths, rivals
 from omnet_monai.timing import Volume, race
 from omnet_monai.weights import load_weights
 
@@ -67,8 +67,7 @@ def benchmark(
     weights = str(parser.get_parsed_content("checkpoint_path"))
     load_weights(network, weights)
     default = parser.get_parsed_content("inferer")
-    rows = own_paths(network, default) + rivals(network, default)
-    rows = [row for row in rows if not only or any(part.strip() in row.name for part in only.split(";"))]
+    rows = _chosen(own_paths(network, default) + rivals(network, default), only)
     found = find_cases(cases)[0][: limit or None]
     if not found or not rows:
         raise ValueError(f"a benchmark needs cases and rows, got {len(found)} cases in {cases} and rows {only!r}")
@@ -94,6 +93,12 @@ def benchmark(
     _write(result, out)
     _plot(result["rows"], out / "benchmark.png")
     print(f"{_text(result)}\n\nevery single time: {out / 'benchmark.json'}")
+
+
+def _chosen(rows: list[Rival], only: str) -> list[Rival]:
+    """Choose the rows whose names hold one of the parts, which semicolons separate or end; without a part all."""
+    parts = [part.strip() for part in only.split(";") if part.strip()]
+    return [row for row in rows if not parts or any(part in row.name for part in parts)]
 
 
 def _write(result: dict[str, Any], out: Path) -> None:
