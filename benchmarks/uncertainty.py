@@ -211,8 +211,10 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
     rows = []
     for name in names:
         cases = [results[name] for results in found.values()]
+        if not any(case["wrong"] for case in cases):
+            continue
         for measure in cases[0]["caught"]:
-            shares = [case["caught"][measure] / case["wrong"] for case in cases]
+            shares = [case["caught"][measure] / case["wrong"] for case in cases if case["wrong"]]
             pooled = sum(case["caught"][measure] for case in cases) / sum(case["wrong"] for case in cases)
             together = _caught_together([case["levels"][measure] for case in cases])
             rows.append([name, measure, together, pooled, float(np.mean(shares)), min(shares)])

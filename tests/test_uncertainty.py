@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -38,3 +42,24 @@ def test_what_is_sure_everywhere_has_no_uncertainty(value: float) -> None:
 def test_an_empty_region_of_hardly_any_probability_is_no_doubt() -> None:
     probs = torch.full((3, 10), 0.01)
     assert set(region_uncertainty(probs, probs > 0.5).values()) == {0.0}
+
+
+@pytest.mark.parametrize("errors", [(0, 0), (0, 4)], ids=["in no case", "in one of two"])
+def test_the_benchmark_looks_for_errors_in_the_cases_that_have_some(
+    errors: tuple[int, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def result(wrong: int, dice: float) -> dict[str, Any]:
+        # 20 voxels, one at the highest level. Among 5 % of the case's voxels, that one, is 1 of 4 wrong ones. Among 5 %
+        # of the voxels of both cases, 2 at the highest level, are as many.
+        levels, caught = [[1, 19], [min(wrong, 1), max(wrong - 1, 0)]], min(wrong, 1)
+        bins = [[[20.0, 0.5, 0.5]]] * 3
+        return {
+            **{"seconds": 1.0, "dice": [dice] * 3, "uncertainty": [1 - dice] * 3, "brain": 20, "wrong": wrong},
+            **{"caught": {"chance of error": caught}, "levels": {"chance of error": levels}, "bins": bins},
+        }
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    script = importlib.import_module("uncertainty")
+    script._print({f"p{n}": {"default": result(wrong, 1 - wrong / 10 - n / 100)} for n, wrong in enumerate(errors)})
+    lines = [line for line in capsys.readouterr().out.splitlines() if "chance of error" in line]
+    assert [line.split()[-4:] for line in lines] == [["0.250"] * 4] * any(errors)
