@@ -182,6 +182,28 @@ def test_a_case_that_lost_an_image_is_an_error_of_its_own(phantoms: Path, predic
     assert "absent.nii.gz: missing sequence" in result.error
 
 
+def test_cases_of_a_list_without_names_have_those_of_their_files(tmp_path: Path) -> None:
+    for folder in ("imagesTr", "labelsTr", "maps"):
+        (tmp_path / folder).mkdir()
+    label = nib.Nifti1Image(np.pad(np.full((4, 4, 4), 2, np.uint8), 2), np.eye(4))
+    for name in ("BRATS_001", "BRATS_002"):
+        nib.save(nib.Nifti1Image(np.ones((8, 8, 8, 4), np.float32), np.eye(4)), tmp_path / f"imagesTr/{name}.nii.gz")
+        nib.save(label, tmp_path / f"labelsTr/{name}.nii.gz")
+        nib.save(label, tmp_path / f"maps/{name}.nii.gz")
+    (tmp_path / "imagesTr/BRATS_002.nii.gz").write_bytes(b"torn")
+    entries = [{"image": f"imagesTr/BRATS_00{n}.nii.gz", "label": f"labelsTr/BRATS_00{n}.nii.gz"} for n in (1, 2)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))
+    arguments = str(tmp_path / "maps"), str(tmp_path / "dataset.json"), "training"
+    with pytest.raises(ValueError, match=r"cases not scored, see .*scores\.csv: BRATS_002"):
+        score(*arguments)
+    table = (tmp_path / "maps/scores.csv").read_text()
+    assert [line.split(",")[0] for line in table.splitlines()] == ["case", "BRATS_001", "BRATS_002"]
+    other = tmp_path / "other.csv"
+    other.write_text(table.replace("BRATS_001", "BRATS_003"))
+    with pytest.raises(ValueError, match=r"other\.csv must have cases in common with what is scored, got none"):
+        score(*arguments, compare_to=str(other))
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [(OSError("disk full"), "disk full"), (ValueError(), "ValueError")],

@@ -13,7 +13,7 @@ from typing import Any
 from omnet_monai.layouts import BARE, LAYOUTS, NameParts, case_name, name_parts, stem
 from omnet_monai.regions import SCHEMES, SEQUENCES
 
-__all__ = ["find_case", "find_cases", "missing_or_twice", "require_case", "require_names"]
+__all__ = ["find_case", "find_cases", "image_name", "missing_or_twice", "require_case", "require_names"]
 
 
 def find_cases(
@@ -156,7 +156,7 @@ def require_names(entries: Iterable[dict[str, Any]], where: str = "") -> None:
     """
     images: dict[str, Any] = {}
     for entry in entries:
-        name, image = entry.get("case") or _image_name(entry.get("image")), entry.get("image")
+        name, image = entry.get("case") or image_name(entry.get("image")), entry.get("image")
         if Path(name).name != name:
             raise ValueError(f"cases{where} must have names that a file can have, got {name}")
         if name in images:
@@ -166,7 +166,7 @@ def require_names(entries: Iterable[dict[str, Any]], where: str = "") -> None:
         images[name] = image
 
 
-def _image_name(image: Any) -> str:
+def image_name(image: Any) -> str:
     """Name a case as it is named when it is loaded."""
     paths = [Path(file) for file in (image if isinstance(image, list) else [image]) if file]
     if isinstance(image, list) or not paths or not paths[0].is_dir():

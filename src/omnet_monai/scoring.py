@@ -17,6 +17,7 @@ from monai.transforms import Orientation
 from monai.utils import string_list_all_gather
 
 from omnet_monai.datalist import read_scored_cases
+from omnet_monai.finding import image_name
 from omnet_monai.layouts import EXTENSIONS
 from omnet_monai.loading import LoadCased, read_label
 from omnet_monai.measures import voxel_volume
@@ -147,11 +148,10 @@ def score_case(
     Returns:
         The scores, or the error that kept the case from being scored, which names the case.
     """
-    name = str(case.get("case", case["image"]))
+    name = _name(case)
     try:
         data = LoadCased(order=order)(case)
         image, truth = data["image"], data["label"]
-        name = image.meta["case"]
         file = find_prediction(predictions, name)
         pred = read_label(name, file, scheme, tuple(image.shape[1:]), image.affine.numpy())
         values = _values(pred, truth)
@@ -181,10 +181,13 @@ def find_prediction(folder: Path, case: str) -> Path:
     return folder / found[0]
 
 
+def _name(case: dict[Any, Any]) -> str:
+    return str(case.get("case") or image_name(case["image"]))
+
+
 def _check_comparison(compare_to: str | Path | None, cases: Sequence[dict[str, Any]]) -> None:
     """Read the scores to compare with before hours are spent: a wrong path is an error then."""
-    names = {case["case"] for case in cases if "case" in case}
-    if compare_to is not None and not (read_scores(compare_to).keys() & names) and len(names) == len(cases):
+    if compare_to is not None and not read_scores(compare_to).keys() & set(map(_name, cases)):
         raise ValueError(f"{compare_to} must have cases in common with what is scored, got none")
 
 
