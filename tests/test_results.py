@@ -141,6 +141,8 @@ def test_one_shared_case_has_a_difference_without_an_error(tmp_path: Path) -> No
 def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.csv, which does not exist"):
         Results([make_case("a", 0.5)], tmp_path / "absent.csv")
+    with pytest.raises(ValueError, match=rf"got {tmp_path}, which is a folder"):
+        Results([make_case("a", 0.5)], tmp_path)
     (tmp_path / "dice.csv").write_text("case,dice_WT\na,1\n")
     with pytest.raises(ValueError, match="must have a column for every metric, lacks dice_TC, dice_ET, hd95_WT"):
         Results([make_case("a", 0.5)], tmp_path / "dice.csv")

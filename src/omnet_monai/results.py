@@ -155,7 +155,8 @@ def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
         ValueError: if it is no such file.
     """
     if not Path(path).is_file():
-        raise ValueError(f"scores to read must be a CSV file of an evaluation, got {path}, which does not exist")
+        what = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise ValueError(f"scores to read must be a CSV file of an evaluation, got {path}, which {what}")
     with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin it with a mark
         reader = csv.DictReader(file)
         missing = [column for column in ["case", *COLUMNS, "error"] if column not in (reader.fieldnames or [])]
