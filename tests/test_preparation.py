@@ -70,7 +70,7 @@ def test_a_training_case_without_a_label_is_named_before_the_first_epoch(cases: 
     name = "train" if fold != 0 else "validate"
     with pytest.raises(RuntimeError) as error:
         parser.get_parsed_content(f"{name}#dataset")
-    said = f"training and validation need the label of each case, {unlabeled['case']} have none: list them as test"
+    said = f"cases to train on and to score must have a label, {unlabeled['case']} have none"
     assert str(first_cause(error.value)) == said
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from omnet_monai.files import read_object, whole_file
 from omnet_monai.finding import find_cases, require_case, require_names
 from omnet_monai.regions import CLASS_NAMES, SCHEMES, SEQUENCES
+from omnet_monai.sampling import with_labels
 
 __all__ = ["datalist", "read_cases", "read_images", "read_scored_cases", "write_datalist"]
 
@@ -98,10 +99,7 @@ def read_scored_cases(datalist: str | Path, section: str = "test", fold: int | N
     cases = read_cases(datalist, section, fold, held_out=fold is not None)
     if not cases:
         raise ValueError(f"section {section!r} of {datalist} must hold cases to score, it is empty")
-    unlabeled = [str(case.get("case", case["image"])) for case in cases if not case.get("label")]
-    if unlabeled:
-        raise ValueError(f"cases to score must have a label, {', '.join(unlabeled)} of {datalist} have none")
-    return cases
+    return with_labels(cases)
 
 
 def read_images(directory: str | Path) -> list[dict[str, Any]]:

@@ -130,8 +130,7 @@ def with_labels(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     unlabeled = [str(case.get("case", case["image"])) for case in cases if not case.get("label")]
     if unlabeled:
-        rule = "training and validation need the label of each case"
-        raise ValueError(f"{rule}, {', '.join(unlabeled)} have none: list them as test")
+        raise ValueError(f"cases to train on and to score must have a label, {', '.join(unlabeled)} have none")
     return cases
 
 
