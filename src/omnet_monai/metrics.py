@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -100,8 +101,10 @@ def hausdorff95(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float
         diagonal = float(np.linalg.norm(np.multiply(pred.shape, spacing)))
         return diagonal if pred.any() or truth.any() else 0.0
     masks = pred[None, None], truth[None, None]
-    # MONAI takes channel 0 for background unless told otherwise, and voxels for 1 mm.
-    distance = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)  # MONAI's own call of its function
+        # MONAI takes channel 0 for background unless told otherwise, and voxels for 1 mm.
+        distance = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing))
     return float(distance)
 
 
