@@ -40,7 +40,7 @@ def colored(picture: np.ndarray, color: str) -> int:
 def draw(path: Path, label: torch.Tensor, truth: torch.Tensor | None = None) -> np.ndarray:
     save_overlay(make_image(), label, path / "new" / "p1.png", truth, title="p1")
     picture = imread(path / "new" / "p1.png")
-    assert picture.shape == (820, 820 if truth is None else 1080, 4)
+    assert picture.shape == (825, 820 if truth is None else 1080, 4)
     return picture
 
 
@@ -135,7 +135,7 @@ def test_a_label_full_of_tumor_and_an_image_of_zeros_are_drawn(tmp_path: Path) -
     full = torch.full((1, *SHAPE), ENHANCING, dtype=torch.uint8)
     save_overlay(torch.zeros(4, *SHAPE), full, tmp_path / "p1.png")
     save_overlay(torch.zeros(4, *SHAPE), 0 * full, tmp_path / "p2.png", truth=0 * full)
-    assert imread(tmp_path / "p2.png").shape == (820, 1080, 4)
+    assert imread(tmp_path / "p2.png").shape == (825, 1080, 4)
 
 
 def test_a_sequence_is_drawn_between_the_extremes_of_its_brain_whatever_its_zero() -> None:

@@ -59,7 +59,7 @@ def save_overlay(
     maps = [each if each is None else np.asarray(each).reshape(image.shape[1:]) for each in (label, truth)]
     volumes, found, reference = _crop(np.asarray(image, dtype=np.float32), *maps)
     columns = len(PLANES) + (reference is not None)
-    figure, axes = _figure(len(REGIONS), columns, (2.6 * columns + 0.4, 8.2), title)
+    figure, axes = _figure(len(REGIONS), columns, (2.6 * columns + 0.4, 8.25), title)
     for row, (region, classes) in zip(axes, REGIONS.items(), strict=True):
         pred = np.isin(found, classes)
         true = None if reference is None else np.isin(reference, classes)
