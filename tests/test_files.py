@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from omnet_monai.files import keep_settings, sha256, whole_file
+from omnet_monai.files import keep_settings, read_object, sha256, whole_file
 
 
 def test_a_file_is_written_with_its_folder_and_without_traces(tmp_path: Path) -> None:
@@ -58,3 +58,10 @@ def test_what_results_are_of_is_noted_and_held_to(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"settings\.json must be of the same .* differs in version, weights$"):
         keep_settings(file, {"version": "2", "overrides": "{}", "weights": "a"})
     keep_settings(file, {"version": "1", "overrides": "{}"})  # what was refused was not noted
+
+
+def test_a_folder_in_the_place_of_a_file_is_not_called_absent(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"datalist must be a JSON file, got {tmp_path}, which is a folder$"):
+        read_object("datalist", tmp_path)
+    with pytest.raises(ValueError, match=r"got .*absent\.json, which does not exist$"):
+        read_object("datalist", tmp_path / "absent.json")

@@ -43,7 +43,8 @@ def read_object(what: str, path: Path) -> dict[str, Any]:
         ValueError: if it does not, which says what the file was to be.
     """
     if not path.is_file():
-        raise ValueError(f"{what} must be a JSON file, got {path}, which does not exist")
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"{what} must be a JSON file, got {path}, which {state}")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows begins files with a mark
     except ValueError as error:
