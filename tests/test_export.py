@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,9 @@ def test_a_file_that_is_no_export_is_named(name: str, content: bytes | None, mes
             nn.Sequential(nn.Conv3d(4, 3, 1), nn.ReLU6(), nn.Hardtanh(2.0, 3.0)),
             r"in \[0, 1\], got values from 2 to 2",
         ),
+        (nn.Sequential(nn.Conv3d(4, 3, 1), nn.Threshold(1e9, math.nan)), r"in \[0, 1\], got values from nan to nan"),
     ],
-    ids=["of another input", "of another output", "of logits"],
+    ids=["of another input", "of another output", "of logits", "of no numbers"],
 )
 def test_an_export_of_another_network_is_refused(other: nn.Module, message: str, tmp_path: Path) -> None:
     torch.jit.script(other).save(tmp_path / "model.ts")

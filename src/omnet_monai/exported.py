@@ -70,7 +70,7 @@ class ExportedNetwork(nn.Module):
             raise ValueError(f"{rule}, got {_reason(error)}") from error
         if not isinstance(pred, torch.Tensor) or pred.shape != (1, len(REGIONS), *x.shape[2:]):
             raise ValueError(f"{rule}, got {tuple(pred.shape) if isinstance(pred, torch.Tensor) else type(pred)}")
-        if pred.min() < 0 or pred.max() > 1:
+        if not (pred.min() >= 0 and pred.max() <= 1):  # neither holds of NaN, as of float16 that overflowed
             raise ValueError(f"{rule}' probabilities in [0, 1], got values from {pred.min():.3g} to {pred.max():.3g}")
 
 
