@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import json
 import re
 from pathlib import Path
@@ -293,6 +294,13 @@ def test_the_metadata_has_what_the_zoo_requires() -> None:
     named = {"monai": "monai_version", "torch": "pytorch_version", "numpy": "numpy_version"}
     stated = {name: metadata[key] for name, key in named.items()} | metadata["required_packages_version"]
     assert stated == {name: pins[name] for name in stated}
+
+
+def test_the_metadata_lists_all_that_the_package_needs() -> None:
+    metadata, setup = json.loads((CONFIGS / "metadata.json").read_text()), configparser.ConfigParser()
+    setup.read(CONFIGS.parents[1] / "setup.cfg")
+    needed = set(re.findall(r"^[\w-]+", setup["options"]["install_requires"], re.MULTILINE))
+    assert needed == {"monai", "torch", "numpy", *metadata["required_packages_version"]}
 
 
 @pytest.mark.real_data
