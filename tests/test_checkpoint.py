@@ -77,7 +77,10 @@ def of_another_width(state: dict[str, Any]) -> dict[str, Any]:
             of_another_width,
             r"another network: 0\.weight has shape \(3, 1, 3, 3, 3\), needs \(2, 1, 3, 3, 3\); 0\.bias .*; and 1 more$",
         ),
-        (lambda state: {"module." + key: value for key, value in state.items()}, r"0\.weight missing; .*; and 9 more$"),
+        (
+            lambda state: {"module." + key: value for key, value in state.items()},
+            r"0\.weight missing; module\.0\.weight unknown; .*; and 9 more$",
+        ),
         (lambda state: {}, r"0\.weight missing; .*; and 2 more$"),
         (lambda state: {"model": state}, "must hold a bare state dict, got dict of other things"),
         (lambda state: [1, 2], "must hold a bare state dict, got list of other things"),
@@ -104,6 +107,12 @@ def test_the_network_of_an_interrupted_run_is_read_from_its_checkpoint(tmp_path:
     assert same(copy_state(trained), network.state_dict())
 
 
+def test_weights_that_torch_does_not_read_are_refused_in_one_line_without_its_advice(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_text("version https://git-lfs.github.com/spec/v1\n")  # a clone without Git LFS
+    with pytest.raises(ValueError, match=r"torch\.load reads, got UnpicklingError Weights only load failed$"):
+        load_weights(make_network(), tmp_path / "model.pt")
+
+
 @pytest.mark.parametrize("kept", [0, 100, 1500], ids=["nothing", "a beginning", "most of it"])
 def test_a_file_cut_short_is_refused(tmp_path: Path, kept: int) -> None:
     path, network = tmp_path / "model.pt", make_network()
@@ -111,7 +120,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, kept: int) -> None:
     assert path.stat().st_size > 1500
     path.write_bytes(path.read_bytes()[:kept])
     before = copy_state(network)
-    with pytest.raises(ValueError, match=r"model\.pt must be a state dict that torch\.load reads, got: "):
+    with pytest.raises(ValueError, match=r"model\.pt must be a state dict that torch\.load reads, got "):
         load_weights(network, path)
     assert same(before, network.state_dict())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -37,14 +38,18 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"weights {path} must be a state dict that torch.load reads, got: {error}") from error
+        # The first sentence: torch goes on, over several lines, with the advice to run whatever the file holds.
+        reason = f"{type(error).__name__} {str(error).partition('. ')[0]}".strip()
+        raise ValueError(f"weights {path} must be a state dict that torch.load reads, got {reason}") from error
     if isinstance(state, dict) and isinstance(state.get("network"), dict):  # a run's checkpoint
         state = state["network"]
     own = bare_network(network).state_dict()
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"weights {path} must hold a bare state dict, got {type(state).__name__} of other things")
-    differences = [f"{name} missing" for name in own if name not in state]
-    differences += [f"{name} unknown" for name in state if name not in own]
+    missing = [f"{name} missing" for name in own if name not in state]
+    unknown = [f"{name} unknown" for name in state if name not in own]
+    # By turns: of names that all have a prefix, such as "module.", the few that are shown must tell it.
+    differences = [name for pair in zip_longest(missing, unknown) for name in pair if name]
     differences += [
         f"{name} has shape {tuple(state[name].shape)}, needs {tuple(own[name].shape)}"
         for name in own
