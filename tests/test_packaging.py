@@ -232,6 +232,11 @@ def _take_weights_of_a_variant(bundle: Path) -> None:
     )
 
 
+def _take_the_checkpoint_of_a_run(bundle: Path) -> None:
+    path = bundle / "models" / "model.pt"
+    torch.save({"network": torch.load(path, weights_only=True)}, path)
+
+
 def _forget_the_changelog(bundle: Path) -> None:
     path = bundle / "configs" / "metadata.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "changelog": {"0.0.1": "first"}}))
@@ -242,9 +247,10 @@ def _forget_the_changelog(bundle: Path) -> None:
     [
         (_remove_weights, "weights must be a file, got"),
         (_take_weights_of_a_variant, r"belong to another network: .* missing"),
+        (_take_the_checkpoint_of_a_run, "must be a bare state dict, got the checkpoint of a run"),
         (_forget_the_changelog, r"explain it in its changelog, got version \S+ and a changelog of 0\.0\.1"),
     ],
-    ids=["no weights", "weights of a variant", "no changelog"],
+    ids=["no weights", "weights of a variant", "a checkpoint", "no changelog"],
 )
 def test_a_bundle_that_cannot_be_published_is_named_and_nothing_is_written(
     spoil: Any, message: str, bundle: Path, tmp_path: Path

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from urllib.parse import urlparse
 
+import torch
 from monai.bundle import ConfigParser
 
 import omnet_monai
@@ -77,11 +78,15 @@ def check_weights(root: str | Path) -> None:
     Fit a bundle's weights into the network of its inference config.
 
     Raises:
-        ValueError: if they are missing or belong to another network.
+        ValueError: if they are missing, belong to another network, or are the checkpoint of a run.
     """
+    path = Path(root) / WEIGHTS
     parser = ConfigParser()
     parser.read_config(Path(root) / "configs" / "inference.json")
-    load_weights(parser.get_parsed_content("network_def"), Path(root) / WEIGHTS)
+    load_weights(parser.get_parsed_content("network_def"), path)
+    # load_weights takes a checkpoint too, MONAI does not.
+    if isinstance(torch.load(path, map_location="cpu", weights_only=True).get("network"), dict):
+        raise ValueError(f"weights {path} must be a bare state dict, got the checkpoint of a run")
 
 
 def _version(root: Path) -> str:
