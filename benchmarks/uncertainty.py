@@ -32,7 +32,7 @@ from omnet_monai.files import keep_settings, sha256, whole_file
 from omnet_monai.metrics import dice
 from omnet_monai.regions import REGIONS, regions_from_classes
 from omnet_monai.report import format_table
-from omnet_monai.transforms import LabelsToRegionsd, MoveThresholdsd
+from omnet_monai.transforms import LabelsToRegionsd
 from omnet_monai.uncertainty import chance_of_error, region_uncertainty
 from omnet_monai.weights import load_weights
 
@@ -106,10 +106,7 @@ def _measure(parser: ConfigParser, case: dict[str, Any], run: Run) -> dict[str, 
     image = data["image"].as_tensor()[None].to(parser.get_parsed_content("device"))
     passes = [probs[0].cpu() for probs in run(parser.get_parsed_content("inferer"), image, network)]
     took, mean = time.monotonic() - start, torch.stack(passes).mean(0)
-    moved = MoveThresholdsd("probs", parser.get_parsed_content("thresholds"))({"probs": mean})["probs"]
     maps = {
-        "chance of error": chance_of_error(moved),
-        "the same, thresholds left": chance_of_error(mean),
         "mean entropy": _entropies(mean).mean(0, keepdim=True),
         "largest entropy": _entropies(mean).amax(0, keepdim=True),
     }
@@ -122,8 +119,10 @@ def _measure(parser: ConfigParser, case: dict[str, Any], run: Run) -> dict[str, 
     data |= {name: MetaTensor(values, affine=data["image"].affine) for name, values in results.items()}
     data = Compose([*refine, back, masks_of])(data)
     masks, probs = data["pred"].as_tensor(), data["probs"].as_tensor()
+    entropies = dict(zip(maps, data["maps"].as_tensor().split(1), strict=True))
+    maps = {"chance of error": chance_of_error(probs, masks)} | entropies
     wrong = (masks != truth).any(0)[brain]
-    ranked = [values[brain] for values in data["maps"].as_tensor()]
+    ranked = [values[0, brain] for values in maps.values()]
     caught = [_caught(values, wrong) for values in ranked]
     return {
         "seconds": took,

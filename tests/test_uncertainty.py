@@ -12,15 +12,19 @@ import torch
 from omnet_monai.uncertainty import ChanceOfErrord, chance_of_error, region_uncertainty
 
 
-def test_the_chance_of_error_is_that_of_the_likeliest_class() -> None:
-    # Columns: sure background; toss-up with background; sure edema, whatever ET says; NCR/NET by 0.8 and 0.75 of 0.9;
-    # enhancing by 0.5 + 0.1 of each.
-    probs = torch.tensor([[0.0, 0.5, 1.0, 0.9, 0.6], [1.0, 0.5, 0.0, 0.8, 0.6], [0.0, 0.5, 0.7, 0.25, 0.6]])
-    expected = torch.tensor([[0.0, 0.5, 0.0, 1 - 0.9 * 0.8 * 0.75, 1 - 0.6**3]])
-    torch.testing.assert_close(chance_of_error(probs), expected)
-    data = ChanceOfErrord("probs", "doubt")({"probs": probs})
+def test_the_chance_of_error_is_that_of_the_label() -> None:
+    # Columns: sure background; background against 0.4; edema by 0.4, whatever ET says; NCR/NET by 0.8 and 0.75 of 0.9;
+    # enhancing by 0.6 of each; tumor of 0.95 that is left out all the same.
+    probs = torch.tensor(
+        [[0.0, 0.4, 0.4, 0.9, 0.6, 0.95], [1.0, 0.5, 0.0, 0.8, 0.6, 0.9], [0.0, 0.5, 0.7, 0.25, 0.6, 0.9]]
+    )
+    codes = torch.tensor([[0, 0, 2, 1, 4, 0]])  # as BraTS wrote them up to 2022
+    expected = torch.tensor([[0.0, 0.4, 0.6, 1 - 0.9 * 0.8 * 0.75, 1 - 0.6**3, 0.95]])
+    transform = ChanceOfErrord("probs", "doubt", label_key="label", scheme="brats2017")
+    data = transform({"probs": probs, "label": codes})
     torch.testing.assert_close(data["doubt"], expected)
     assert data["probs"] is probs
+    assert data["label"] is codes
 
 
 def test_uncertainty_is_one_minus_the_dice_expected_inside_the_region_around() -> None:
@@ -36,7 +40,13 @@ def test_uncertainty_is_one_minus_the_dice_expected_inside_the_region_around() -
 def test_what_is_sure_everywhere_has_no_uncertainty(value: float) -> None:
     probs = torch.full((3, 4, 4, 4), value)
     assert set(region_uncertainty(probs, probs > 0.5).values()) == {0.0}
-    assert chance_of_error(probs).abs().max() == 0
+    assert chance_of_error(probs, probs > 0.5).abs().max() == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0], ids=["empty", "full"])
+def test_what_is_labeled_against_all_probability_is_wrong_for_sure(value: float) -> None:
+    probs = torch.full((3, 4, 4, 4), value)
+    torch.testing.assert_close(chance_of_error(probs, probs < 0.5), torch.ones(1, 4, 4, 4))
 
 
 def test_an_empty_region_of_hardly_any_probability_is_no_doubt() -> None:
