@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +66,14 @@ def rename(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def with_one(number: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def change(state: dict[str, Any]) -> dict[str, Any]:
+        state["1.running_var"][1] = number
+        return state
+
+    return change
+
+
 def of_another_width(state: dict[str, Any]) -> dict[str, Any]:
     return make_network(features=3).state_dict()
 
@@ -82,13 +91,15 @@ def of_another_width(state: dict[str, Any]) -> dict[str, Any]:
             r"0\.weight missing; module\.0\.weight unknown; .*; and 9 more$",
         ),
         (lambda state: {}, r"0\.weight missing; .*; and 2 more$"),
+        (with_one(math.nan), r"must be finite, got NaN or infinity in 1\.running_var$"),
+        (with_one(-math.inf), r"must be finite, got NaN or infinity in 1\.running_var$"),
         (lambda state: {"model": state}, "must hold a bare state dict, got dict of other things"),
         (lambda state: [1, 2], "must hold a bare state dict, got list of other things"),
         (lambda state: Path("pickled"), "must be a state dict that torch.load reads"),
     ],
-    ids=["renamed", "other width", "prefixed", "empty", "nested", "list", "pickled object"],
+    ids=["renamed", "other width", "prefixed", "empty", "NaN", "infinite", "nested", "list", "pickled object"],
 )
-def test_weights_of_another_network_are_refused_with_what_differs(
+def test_weights_of_another_network_or_of_none_are_refused_with_what_differs(
     tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
     network = make_network()

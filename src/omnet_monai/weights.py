@@ -30,8 +30,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             of a run that was interrupted, whose network as it was is taken.
 
     Raises:
-        ValueError: if the file is missing, is no state dict, or belongs to another network; the message names what
-            differs. The network is left as it was.
+        ValueError: if the file is missing, is no state dict, belongs to another network, or holds what is no finite
+            number; the message names what differs. The network is left as it was.
     """
     if not Path(path).is_file():
         raise ValueError(f"weights must be a file, got {path}")
@@ -58,6 +58,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     if differences:
         shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
         raise ValueError(f"weights {path} belong to another network: {shown}")
+    broken = [name for name in state if not state[name].isfinite().all()]  # which would find no tumor, and say nothing
+    if broken:
+        raise ValueError(f"weights {path} must be finite, got NaN or infinity in {', '.join(broken[:5])}")
     bare_network(network).load_state_dict(state)
 
 
