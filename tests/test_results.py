@@ -98,6 +98,18 @@ def test_scores_that_a_spreadsheet_saved_are_read(tmp_path: Path) -> None:
     assert read_scores(tmp_path / "scores.csv") == scores
 
 
+@pytest.mark.parametrize(("cell", "got"), [("", "''"), ("0,5", "'0,5'")], ids=["blank", "with a comma"])
+def test_a_score_that_is_no_number_is_named_with_its_case_and_file(tmp_path: Path, cell: str, got: str) -> None:
+    Results([make_case("a", 1.0), make_case("b", 0.5)]).write(tmp_path)
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    rows[2][rows[0].index("hd95_TC")] = cell
+    with open(tmp_path / "scores.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with pytest.raises(ValueError, match=rf"^case b: .*scores\.csv: hd95_TC must be a number, got {got}$"):
+        read_scores(tmp_path / "scores.csv")
+
+
 def test_two_evaluations_are_compared_by_the_cases_they_share(tmp_path: Path) -> None:
     Results([make_case("a", 0.5), make_case("b", 0.5), make_case("z", 0.0)]).write(tmp_path)
     results = Results([make_case("a", 0.6), make_case("b", 0.8), make_case("c", 0.9)], tmp_path / "scores.csv")

@@ -152,7 +152,7 @@ def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
     Read the scored cases of a ``scores.csv``: name to values of ``COLUMNS``.
 
     Raises:
-        ValueError: if it is no such file.
+        ValueError: if it is no such file, or a score is no number.
     """
     if not Path(path).is_file():
         what = "is a folder" if Path(path).is_dir() else "does not exist"
@@ -162,7 +162,8 @@ def read_scores(path: str | Path) -> dict[str, dict[str, float]]:
         missing = [column for column in ["case", *COLUMNS, "error"] if column not in (reader.fieldnames or [])]
         if missing:
             raise ValueError(f"{path} must have a column for every metric, lacks {', '.join(missing)}")
-        return {row["case"]: {column: float(row[column]) for column in COLUMNS} for row in reader if not row["error"]}
+        scored = [row for row in reader if not row["error"]]
+    return {row["case"]: {column: _number(path, row, column) for column in COLUMNS} for row in scored}
 
 
 def digits(column: str, value: float) -> str:
@@ -179,6 +180,13 @@ def milliliters(value: float) -> str:
     if value >= 1 or value == 0:
         return f"{value:.1f}"
     return f"{value:.3f}" if value >= 0.0005 else f"{value:.1g}"
+
+
+def _number(path: str | Path, row: dict[str, str], column: str) -> float:
+    try:
+        return float(row[column])
+    except (TypeError, ValueError) as error:  # a short row has None in its last cells
+        raise ValueError(f"case {row['case']}: {path}: {column} must be a number, got {row[column]!r}") from error
 
 
 def _mean_dice(case: CaseScore) -> float:
