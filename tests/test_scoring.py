@@ -72,6 +72,13 @@ def test_without_a_folder_for_pictures_none_is_drawn_and_the_scores_are_the_same
     assert [path.stem for path in predictions.rglob("*.png")] == [case["case"]]
 
 
+def test_no_picture_is_drawn_where_none_is_wanted(phantoms: Path, predictions: Path) -> None:
+    score(str(predictions), str(phantoms / "datalist.json"), "training", pictures=False)
+    assert not list(predictions.rglob("*.png"))
+    assert "<img" not in (predictions / "report.html").read_text()
+    assert len(read_scores(predictions / "scores.csv")) == 3
+
+
 def test_volumes_are_those_of_the_file(phantoms: Path, predictions: Path) -> None:
     case = first(phantoms)
     file = predictions / f"{case['case']}_seg.nii.gz"

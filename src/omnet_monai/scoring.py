@@ -98,6 +98,7 @@ def score(
     scheme: str | None = None,
     output: str | None = None,
     compare_to: str | None = None,
+    pictures: bool = True,
 ) -> None:
     """
     Score label maps that exist already, of this network or any other, as an evaluation does, and write its report.
@@ -111,6 +112,7 @@ def score(
         scheme: label scheme of the predictions; by default 3 and 4 both mean enhancing.
         output: folder for the report, by default that of the predictions.
         compare_to: ``scores.csv`` of another evaluation, to list paired differences.
+        pictures: whether to draw the cases, which takes about a second each.
 
     Raises:
         ValueError: if a case could not be scored, after the others were.
@@ -120,10 +122,11 @@ def score(
     if scheme is not None and scheme not in SCHEMES:
         raise ValueError(f"label scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
     folder = Path(output or predictions)
+    drawn = folder / "pictures" if pictures else None
     cases = read_scored_cases(datalist, section, fold)
     _check_comparison(compare_to, cases)
-    results = Results([score_case(case, Path(predictions), folder / "pictures", scheme) for case in cases], compare_to)
-    _write(results, folder, folder / "pictures")
+    results = Results([score_case(case, Path(predictions), drawn, scheme) for case in cases], compare_to)
+    _write(results, folder, drawn)
     print(results.text())
     _require_all([case.case for case in results.failed], folder)
 
