@@ -74,6 +74,17 @@ def test_a_training_case_without_a_label_is_named_before_the_first_epoch(cases: 
     assert str(first_cause(error.value)) == said
 
 
+@pytest.mark.parametrize("fold", [None, 0], ids=["all cases", "the only fold held out"])
+def test_a_data_list_without_cases_to_train_on_is_refused(cases: Path, fold: int | None, tmp_path: Path) -> None:
+    content = json.loads((cases / "datalist.json").read_text())
+    content["training"] = [] if fold is None else [content["training"][0] | {"fold": 0}]
+    (cases / "datalist.json").write_text(json.dumps(content))
+    with pytest.raises(RuntimeError) as error:
+        prepare(str(cases / "datalist.json"), fold=fold, cache_dir=str(tmp_path / "cache"))
+    said = "a data list must have cases to train on, got none, or none outside the fold"
+    assert str(first_cause(error.value)) == said
+
+
 def test_an_option_that_a_training_does_not_have_is_refused(cases: Path) -> None:
     with pytest.raises(ValueError, match=r"overrides must be ids of .*train\.json, got cachedir"):
         prepare(str(cases / "datalist.json"), cachedir="elsewhere")

@@ -40,11 +40,16 @@ class MappedDataset(Dataset):
         data: cases, as in a data list.
         transform: deterministic transforms. The arrays they return are kept as plain tensors, floating ones as float16.
         cache_dir: folder of the files; made at the first case.
+
+    Raises:
+        ValueError: if there is no case.
     """
 
     def __init__(
         self, data: Sequence[Mapping[str, Any]], transform: Callable | Sequence[Callable], cache_dir: str | os.PathLike
     ) -> None:
+        if not data:
+            raise ValueError("a data list must have cases to train on, got none, or none outside the fold")
         self.data = data
         self.transform = transform if isinstance(transform, Compose) else Compose(transform)
         self.cache_dir = Path(cache_dir)
