@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import pytest
 from scipy import ndimage
 
 from omnet_monai import phantom
+from omnet_monai.demo import generate_cases
 from omnet_monai.phantom import KINDS, SMALLEST_SIZE, make_phantom, write_phantoms
 from omnet_monai.regions import EDEMA, ENHANCING, NECROSIS, SEQUENCES
 
@@ -192,7 +194,9 @@ def test_table_names_every_class_and_sequence() -> None:
     assert all(len(row) == len(SEQUENCES) for rows in phantom._CONTRAST.values() for row in rows)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (31, 32, 24), (32, 32, 23)], ids=["two_axes", "narrow", "flat"])
+@pytest.mark.parametrize(
+    "size", [(32,), (32, 32), (31, 32, 24), (32, 32, 23)], ids=["one_axis", "two_axes", "narrow", "flat"]
+)
 def test_size_below_the_smallest_is_refused(size: tuple[int, ...], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"size must be three numbers of at least \(32, 32, 24\), got"):
         make_phantom(0, size)
@@ -206,6 +210,10 @@ def test_unknown_kind_is_refused() -> None:
         make_phantom(0, SIZE, "normal")
 
 
-def test_no_cases_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cases must be at least 1, got 0"):
-        write_phantoms(tmp_path, cases=0)
+@pytest.mark.parametrize("write", [write_phantoms, generate_cases], ids=["alone", "with a data list"])
+def test_no_cases_and_seeds_below_0_are_refused(write: Callable[..., object], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^cases must be at least 1, got 0$"):
+        write(tmp_path, cases=0)
+    with pytest.raises(ValueError, match=r"^seed must be at least 0, got -1$"):
+        write(tmp_path, cases=1, seed=-1)
+    assert not list(tmp_path.iterdir())

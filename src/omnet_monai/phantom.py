@@ -118,15 +118,16 @@ def write_phantoms(
         The case folders.
 
     Raises:
-        ValueError: for less than one case, an unknown kind, and a size that is too small.
+        ValueError: for less than one case, a negative seed, an unknown kind, and a size that is too small.
     """
-    if cases < 1:
-        raise ValueError(f"cases must be at least 1, got {cases}")
+    for name, number, least in (("cases", cases, 1), ("seed", seed, 0)):
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, got {number}")
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # 1 mm, LPS
-    affine[1, 3] = size[1] - 1.0  # the origin of BraTS: (0, 239, 0) for 240 rows
     kinds, folders = ["common"] * 4 + list(KINDS) if kind == "mixed" else [kind], []
     for index in range(cases):
         images, label = make_phantom(np.random.SeedSequence((seed, index)), size, kinds[index % len(kinds)])
+        affine[1, 3] = label.shape[1] - 1.0  # the origin of BraTS: (0, 239, 0) for 240 rows
         codes = codes_from_classes(torch.from_numpy(label), "brats2017").numpy()
         folder = Path(directory) / f"phantom_{index:03d}"
         for suffix, volume in zip(("t1", "t1ce", "t2", "flair", "seg"), (*images, codes), strict=True):
