@@ -33,6 +33,25 @@ def test_the_first_run_leaves_scores_label_maps_a_report_and_weights(
         assert (tmp_path / file).is_file(), file
 
 
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--training", "0"], "training and test must have a case at least, got 0 and 4"),
+        (["--test", "0"], "training and test must have a case at least, got 60 and 0"),
+        (["--max_epochs", "1"], r"overrides must be ids of .*evaluate\.json, got max_epochs"),
+    ],
+    ids=["nothing to train on", "nothing to score", "an id that no config has"],
+)
+def test_a_first_run_that_cannot_end_well_is_refused_before_a_case_is_generated(
+    words: list[str], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["omnet_monai", "demo", str(tmp_path / "new"), *words])
+    with pytest.raises(SystemExit, match="1"):
+        command_line.main()
+    assert re.fullmatch(f"error: {error}\n", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_without_configs_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must hold configs/train\.json, got .*; name it with --bundle"):
         bundle_root(str(tmp_path))

@@ -35,9 +35,15 @@ def demo(
         test: number of held-out cases.
         bundle: root of the bundle whose configs are run, by default the one beside this package.
         overrides: config ids to override, as for ``monai.bundle run``.
+
+    Raises:
+        ValueError: for an id that the configs do not have, and without a case to train on or to hold out.
     """
     start, root, out = time.monotonic(), bundle_root(bundle), Path(directory)
     recipe = [str(root / "configs" / name) for name in ("train.json", "demo.json")]
+    parser = bundle_config(root, ("train.json", "demo.json", "evaluate.json"), overrides)
+    if min(training, test) < 1:
+        raise ValueError(f"training and test must have a case at least, got {training} and {test}")
 
     _say(f"1 of 4: generating {training + test} cases")
     datalist = generate_cases(out / "cases", training + test, seed, test=test)
@@ -52,7 +58,8 @@ def demo(
         **overrides,
     }
     _say("2 of 4: scoring an untrained network")
-    _save_untrained(recipe, settings, out / "models" / "untrained.pt")
+    torch.manual_seed(seed)
+    ModelFile(out / "models" / "untrained.pt", parser.get_parsed_content("network_def")).save()
     untrained = _evaluate(recipe, settings, out / "models" / "untrained.pt", out / "untrained")
     _say("3 of 4: training through the three stages")
     run(config_file=recipe, **settings)
@@ -113,35 +120,27 @@ def generate_cases(
 
 def inference_config(root: Path, overrides: dict[str, Any]) -> ConfigParser:
     """Read a bundle's inference.json with overrides of its ids, as :func:`bundle_config` does."""
-    return bundle_config(root, "inference.json", overrides)
+    return bundle_config(root, ("inference.json",), overrides)
 
 
-def bundle_config(root: Path, name: str, overrides: dict[str, Any]) -> ConfigParser:
+def bundle_config(root: Path, names: Sequence[str], overrides: dict[str, Any]) -> ConfigParser:
     """
-    Read one of a bundle's configs with overrides of its ids.
+    Read a bundle's configs, each on top of those before, with overrides of their ids.
 
     Raises:
-        ValueError: for an id that the config does not have.
+        ValueError: for an id that they do not have.
     """
-    path, parser = root / "configs" / name, ConfigParser()
-    parser.read_config(path)
+    paths, parser = [root / "configs" / name for name in names], ConfigParser()
+    parser.read_config(paths)
     unknown = [name for name in overrides if name not in parser]
     if unknown:
-        raise ValueError(f"overrides must be ids of {path}, got {', '.join(unknown)}")
+        raise ValueError(f"overrides must be ids of {', '.join(map(str, paths))}, got {', '.join(unknown)}")
     parser.update({"bundle_root": str(root), **overrides})
     return parser
 
 
 def _say(text: str) -> None:
     print(f"\n=== {text}", flush=True)
-
-
-def _save_untrained(recipe: list[str], settings: dict[str, Any], path: Path) -> None:
-    parser = ConfigParser()
-    parser.read_config(recipe)
-    parser.update({key: value for key, value in settings.items() if key.split("#")[0] in parser})
-    torch.manual_seed(settings["seed"])
-    ModelFile(path, parser.get_parsed_content("network_def")).save()
 
 
 def _evaluate(recipe: list[str], settings: dict[str, Any], weights: Path, out: Path) -> dict[str, list[float]]:

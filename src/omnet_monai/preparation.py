@@ -29,7 +29,7 @@ def prepare(datalist: str, workers: int = 0, bundle: str = "", **overrides: Any)
     Raises:
         ValueError: for an id that train.json does not have, and if a case could not be prepared, after all others were.
     """
-    parser = bundle_config(bundle_root(bundle), "train.json", {"datalist": datalist, **overrides})
+    parser = bundle_config(bundle_root(bundle), ("train.json",), {"datalist": datalist, **overrides})
     cases = parser.get_parsed_content("train#dataset")
     errors = DataLoader(_Errors(cases), batch_size=None, num_workers=workers)
     failed = [error for error in tqdm(errors, unit="case") if error]
