@@ -52,6 +52,17 @@ def test_a_first_run_that_cannot_end_well_is_refused_before_a_case_is_generated(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("size", ["32", "abc", "(32,32,24.5)", "None"])
+def test_a_size_that_is_not_made_of_whole_numbers_is_refused(
+    size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["omnet_monai", "phantom", str(tmp_path), "--size", size])
+    with pytest.raises(SystemExit, match="1"):
+        command_line.main()
+    assert capsys.readouterr().err.startswith("error: --size must be whole numbers, as in 96,96,64, got ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_without_configs_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must hold configs/train\.json, got .*; name it with --bundle"):
         bundle_root(str(tmp_path))
