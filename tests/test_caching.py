@@ -147,6 +147,14 @@ def test_a_case_that_fails_leaves_nothing_behind(case: dict, tmp_path: Path, mon
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_full_disk_is_told_with_the_folder_and_the_case(case: dict, tmp_path: Path, monkeypatch) -> None:
+    dataset, save = MappedDataset([case], Prepare(), tmp_path / "cache"), torch.save
+    monkeypatch.setattr(torch, "save", lambda value, file: save(value, "/dev/full"))
+    with pytest.raises(OSError, match=r"^case a: .*cache must have room for the prepared case, got "):
+        dataset[0]
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_the_transforms_of_the_bundle_are_known_again_by_another_process(tmp_path: Path) -> None:
     code = (
         "from monai.bundle import ConfigParser; from omnet_monai.demo import bundle_root;"

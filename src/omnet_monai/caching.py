@@ -71,6 +71,9 @@ class MappedDataset(Dataset):
         try:
             torch.save(prepared, temporary)
             os.replace(temporary, file)
+        except RuntimeError as error:  # torch's for a full disk, which tells of positions in the file
+            rule = f"{self.cache_dir} must have room for the prepared case"
+            raise OSError(f"case {case.get('case')}: {rule}, got {error}") from error
         finally:
             temporary.unlink(missing_ok=True)
         return torch.load(file, mmap=True, weights_only=True)
