@@ -31,7 +31,7 @@ def main(case: str, output: str, shape: tuple[int, int, int] | None = None, numb
     Segment and tell.
 
     Args:
-        case: folder of one case.
+        case: folder of one case, with a file for each sequence.
         output: folder for everything, which must not exist.
         shape: voxels along each axis to resample the case to, in the space it fills.
         number: how often to segment it, as a batch of cases.

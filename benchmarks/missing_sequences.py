@@ -33,7 +33,7 @@ def main(datalist: str, output: str, *weights: str, **overrides: Any) -> None:
     Score the cases of every fold, and print a table.
 
     Args:
-        datalist: JSON file with the folds.
+        datalist: JSON file with the folds, of cases with a file for each sequence.
         output: folder for the results.
         weights: a file for each fold.
         overrides: config ids to set.
