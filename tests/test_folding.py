@@ -51,6 +51,42 @@ def test_the_folded_network_is_the_same_function(spatial: tuple[int, ...], atten
     torch.testing.assert_close(folded(network)(x), network(x), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("order", "folds"), [("NDA", True), ("ADN", False), ("DNA", False)], ids=str)
+@torch.no_grad()
+def test_normalization_folds_where_nothing_stands_between_it_and_the_convolution(order: str, folds: bool) -> None:
+    # What a ReLU or an acting dropout left is normalized otherwise than what the convolution gave.
+    torch.manual_seed(0)
+    block = Convolution(3, 2, 2, adn_ordering=order, norm="batch", act="relu", dropout=0.5).eval()
+    block.adn.N.running_mean.fill_(0.25)
+    network, x = nn.Sequential(block), torch.randn(1, 2, 4, 4, 4)
+    assert (folded(network) is not network) == folds
+    torch.testing.assert_close(folded(network)(x), network(x))
+
+
+def test_normalization_by_the_batch_at_hand_has_no_statistics_to_fold() -> None:
+    network = nn.Sequential(Convolution(3, 1, 1, norm=("batch", {"track_running_stats": False})))
+    assert folded(network) is network
+
+
+class _Preactivated(nn.Module):
+    """A residual block that rectifies its input before the convolution, and adds the input itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.conv = nn.ReLU(), Convolution(3, 1, 1, adn_ordering="NA", norm="batch", act="relu")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(self.relu(x))
+
+
+@torch.no_grad()
+def test_an_activation_in_place_changes_nothing_that_is_used_again() -> None:
+    network, x = _Preactivated().eval(), -torch.ones(1, 1, 4, 4, 4)
+    copied = folded(network)
+    assert copied.conv.adn.A.inplace
+    torch.testing.assert_close(copied(x), network(-torch.ones_like(x)))
+
+
 def test_no_normalization_is_left_and_the_network_stays_as_it_was() -> None:
     network = trained_network()
     before, modules = copy.deepcopy(network.state_dict()), str(network)
@@ -82,6 +118,13 @@ def test_a_layer_of_single_voxels_keeps_what_bfloat16_cannot_hold(conv: type[nn.
     assert out.shape == (1, 1, *[2] * dims)
     assert out.dtype == torch.float32
     assert (out == 1 + 2**-9 + 9 + 0.5).all()
+
+
+@torch.no_grad()
+def test_a_layer_of_single_voxels_with_padding_stays_a_convolution() -> None:
+    last = nn.Conv3d(1, 1, 1, padding=1)
+    network = nn.Sequential(Convolution(3, 1, 1, norm="batch").eval(), last)
+    assert folded(network, torch.bfloat16)[1](torch.zeros(1, 1, 2, 2, 2, dtype=torch.bfloat16)).shape[2:] == (4, 4, 4)
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 @torch.no_grad()
 def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """
-    Copy a network for inference. In MONAI's ``Convolution`` blocks the batch normalization's running statistics and
-    affine terms move into the convolution before it, and the activation works in place.
+    Copy a network for inference. In MONAI's ``Convolution`` blocks whose batch normalization comes right after the
+    convolution, its running statistics and affine terms move into that convolution, and a ReLU after it works in place.
 
     Args:
         network: any network, left as it is.
@@ -42,12 +42,12 @@ def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     for block in blocks:
         _take_over(block.conv, block.adn.N, block.is_transposed)
         del block.adn.N
+        if isinstance(getattr(block.adn, "A", None), nn.ReLU):  # no other: its input might be needed once more
+            block.adn.A.inplace = True
     if dtype:
         _keep_pointwise(network)
     for layer in network.modules():
-        if isinstance(layer, nn.ReLU):
-            layer.inplace = True
-        elif isinstance(layer, _ConvNd):
+        if isinstance(layer, _ConvNd):
             weight = layer.weight.to(dtype=dtype, memory_format=LAYOUTS[layer.weight.dim()])
             layer.weight = nn.Parameter(weight, requires_grad=False)
             layer.bias = None if layer.bias is None else nn.Parameter(layer.bias.to(dtype=dtype), requires_grad=False)
@@ -77,7 +77,7 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
 
 def _take_over(conv: _ConvNd, norm: _BatchNorm, transposed: bool) -> None:
     """Give a convolution new weights that do what the normalization after it does."""
-    mean: Any = norm.running_mean  # which MONAI's blocks always track
+    mean: Any = norm.running_mean  # which a norm that folds tracks
     variance: Any = norm.running_var
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias, transposed
@@ -88,9 +88,14 @@ def _keep_pointwise(network: nn.Module) -> None:
     """Let convolutions of kernel size 1 compute in float32."""
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
-            if isinstance(layer, (nn.Conv2d, nn.Conv3d)) and {*layer.kernel_size, *layer.stride, layer.groups} == {1}:
+            if not isinstance(layer, (nn.Conv2d, nn.Conv3d)) or any(layer.padding):
+                continue
+            if {*layer.kernel_size, *layer.stride, layer.groups} == {1}:
                 setattr(parent, name, _Pointwise(layer))
 
 
 def _folds(block: Any) -> bool:
-    return isinstance(block, Convolution) and isinstance(getattr(getattr(block, "adn", None), "N", None), _BatchNorm)
+    """Tell whether a block's convolution is followed at once by batch normalization with statistics of its own."""
+    steps: Any = getattr(block, "adn", None) if isinstance(block, Convolution) else None
+    name, norm = next(steps.named_children(), ("", None)) if steps else ("", None)
+    return name == "N" and isinstance(norm, _BatchNorm) and norm.track_running_stats
