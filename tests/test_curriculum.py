@@ -244,6 +244,21 @@ def test_the_newest_tasks_epoch_mean_is_what_the_plateau_trigger_sees(monkeypatc
     assert train(Curriculum(None, patience=1), epochs=6) == [1, 1, 2, 2, 3, 3]
 
 
+def test_a_step_without_a_patch_of_a_task_takes_no_part_in_its_epoch_mean() -> None:
+    metrics: list[dict[str, float]] = []
+    train(Curriculum(), epochs=1, losses=[(1, 2, math.nan), (3, math.nan, math.nan), (5, 8, 7)], metrics=metrics)
+    assert metrics == [{"curriculum/num_tasks": 3, "loss/coarse": 3, "loss/refined": 5, "loss/precise": 7}]
+
+
+def test_an_epoch_mean_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The other process has means of 4, 7 and 11 beside 2, 3 and 5 of this one.
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(idist, "all_reduce", lambda means: means + torch.tensor([4.0, 7, 11]))
+    metrics: list[dict[str, float]] = []
+    train(Curriculum(), epochs=1, metrics=metrics)
+    assert metrics == [{"curriculum/num_tasks": 3, "loss/coarse": 3, "loss/refined": 5, "loss/precise": 8}]
+
+
 def test_the_log_names_the_networks_own_tasks(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "omnet_monai")
     metrics: list[dict[str, float]] = []
@@ -274,6 +289,11 @@ def test_patches_of_tasks_that_are_not_active_are_dropped(
     assert target["label"].dtype == torch.uint8
     assert target["task"].tolist() == [[0, 1, 2, 0][patch] for patch in kept]
     assert (args, kwargs) == ((), {"num_tasks": num_tasks})
+
+
+def test_images_kept_in_half_precision_reach_the_network_in_float32() -> None:
+    batch = {"image": torch.ones(1, 4, 2, 2, 2).half(), "label": torch.zeros(1, 1, 2, 2, 2), "task": torch.tensor([0])}
+    assert PrepareTaskBatch(Curriculum())(batch)[0].dtype == torch.float32
 
 
 def test_a_step_without_a_patch_of_an_active_task_is_refused() -> None:

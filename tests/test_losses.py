@@ -147,7 +147,9 @@ def test_a_task_without_a_patch_adds_zero_and_a_zero_gradient() -> None:
     assert logits[0].grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("shared", [(2, 0), (1, 3), (0, 0)], ids=["all on one", "on both", "on none"])
+@pytest.mark.parametrize(
+    "shared", [(2, 0), (1, 0), (1, 3), (0, 0)], ids=["all on one", "a lone one", "on both", "on none"]
+)
 def test_the_mean_over_processes_is_that_over_all_patches_that_count(
     shared: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
