@@ -57,6 +57,14 @@ def test_what_lies_beyond_the_volume_is_background(tmp_path: Path) -> None:
     assert (case["label"][..., :6] == 3).all()
 
 
+def test_of_a_volume_that_is_stretched_brain_ends_where_half_a_voxel_is_brain(tmp_path: Path) -> None:
+    # Six of eight voxels are brain, whatever the file has beyond; twice as many that lie at 0.25 and 0.75 of these.
+    beyond = np.full((4, 4, 8, 8, 8), 10, np.int8)
+    image = LesionPatches(saved(tmp_path, image=beyond), spacing=[1, 1, 2])[0]["image"]
+    assert image[..., :12].all()
+    assert not image[..., 12:].any()
+
+
 def test_patients_held_out_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "omnet_monai")
     file = saved(tmp_path)

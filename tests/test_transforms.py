@@ -99,6 +99,8 @@ def test_each_task_has_its_patches_centered_in_its_region() -> None:
 def test_each_task_may_have_its_own_number_of_patches() -> None:
     case = make_case({CORE: NECROSIS, AROUND: EDEMA})
     assert [patch["task"] for patch in cut(case, num_samples=(4, 1, 2))] == [0, 0, 0, 0, 1, 2, 2]
+    coreless = make_case({AROUND: EDEMA})  # as many patches, though two of them are the refined task's
+    assert [patch["task"] for patch in cut(coreless, num_samples=(4, 1, 2))] == [0, 0, 0, 0, 1, 1, 1]
     with pytest.raises(ValueError, match="length 3, got 2"):
         cut(case, num_samples=(4, 1))
 
