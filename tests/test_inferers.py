@@ -153,10 +153,11 @@ def test_after_a_search_only_windows_with_tumor_run_in_full() -> None:
     torch.testing.assert_close(out, x[:, :3])
 
 
+@pytest.mark.parametrize("sw_batch_size", [1, 3], ids=lambda size: f"batches of {size}")
 @torch.no_grad()
-def test_windows_that_run_are_blended_with_what_the_search_found_where_they_overlap_others() -> None:
+def test_windows_that_run_are_blended_with_what_the_search_found_where_they_overlap_others(sw_batch_size: int) -> None:
     x, network = brain_with_tumor(64, 32, 16), Recorder(searches=3, answer=0.7)
-    out = AutocastInferer(SlidingWindowInferer(WINDOW, 3, overlap=0.5), **SEARCH)(x, network)
+    out = AutocastInferer(SlidingWindowInferer(WINDOW, sw_batch_size, overlap=0.5), **SEARCH)(x, network)
     # Interpolation widens what is found by a voxel, to 3 to 12 and 1 to 6: windows from 0 and 8, from 0 and 4, have it.
     assert network.windows == 3 + 2 * 2 * 2
     # Along an axis, voxels from 16 to 24 lie in a window that runs, from 8, and in one that does not, from 16.
@@ -187,6 +188,15 @@ def test_nothing_is_found_outside_the_brain() -> None:
     assert out[..., :12, :16, :8].unique().tolist() == [pytest.approx(0.7)]  # of the window that ran
     assert out[..., :12, :, :].all()
     assert not out[..., 12:, :, :].any()
+
+
+@torch.no_grad()
+def test_a_window_without_brain_does_not_run_beside_tumor_either() -> None:
+    x, network = torch.full((1, 4, 64, 32, 16), 0.01), Recorder(searches=1)
+    x[:, :, 8:16, 4:12, 2:6] = 1  # up to the end of a window, and interpolation finds it beyond
+    x[:, :, 16:] = 0
+    AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **SEARCH)(x, network)
+    assert network.windows == 1 + 1
 
 
 @torch.no_grad()

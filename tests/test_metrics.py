@@ -191,6 +191,8 @@ def test_false_volume_is_that_of_components_away_from_any_lesion(
     assert false_volume(pred, truth, 1.0) == pytest.approx(voxels / 1000)
     scores = score_regions(torch.stack([pred] * 3), torch.stack([truth] * 3), [2.0, 0.5, 3.0])
     assert scores["false_ml_TC"] == pytest.approx(3 * voxels / 1000)
+    oblique = score_regions(torch.stack([pred] * 3), torch.stack([truth] * 3), [2.0, 0.5, 3.0], voxel=2.5)
+    assert oblique["false_ml_TC"] == pytest.approx(2.5 * voxels / 1000)
 
 
 def test_a_component_that_meets_a_lesion_at_a_corner_alone_is_false() -> None:

@@ -165,6 +165,13 @@ def test_the_limit_is_a_volume_in_cubic_millimeters() -> None:
         assert kept(RemoveSmallClustersd("pred", max_volume, max_share=1.0)(data)["pred"]) == expected
 
 
+def test_the_limits_by_default_are_2000_mm3_and_a_tenth_of_the_largest() -> None:
+    clear = RemoveSmallClustersd("pred")
+    coarse = torch.diag(torch.tensor([10.0, 10.0, 5.0, 1.0]))  # a voxel has 500 mm3
+    assert kept(clear({"pred": MetaTensor(make_probs(60, 4, 3), affine=coarse)})["pred"]) == 64  # a tenth are 6
+    assert kept(clear({"pred": MetaTensor(make_probs(40, 4, 3), affine=TALL)})["pred"]) == 44  # 2000 mm3 are 1000
+
+
 def along_a_line(**voxels: int) -> torch.Tensor:
     """Voxels of the named classes one after the other, shape ``(3, 1, 1, n)``."""
     classes = {"background": BACKGROUND, "necrosis": NECROSIS, "edema": EDEMA, "enhancing": ENHANCING}
@@ -234,6 +241,7 @@ def test_a_hole_outside_the_whole_tumor_stays() -> None:
     probs = core_around((slice(2, 5), slice(2, 5), slice(2, 5)))
     probs[0, 2, 2, 2] = 0.25
     assert count(fill(probs)) == [1, 124, 7**3 - 125, 0]
+    assert fill(probs)[1, 2, 2, 2] == probs[1, 2, 2, 2]
 
 
 def test_core_outside_the_whole_tumor_encloses_nothing() -> None:
@@ -300,6 +308,21 @@ def test_enhancing_probability_takes_from_the_likelihood() -> None:
     assert count(relabel(probs, image)) == [10, 4 + 57, 30, 9]
 
 
+def test_enhancing_probability_takes_no_more_than_there_is() -> None:
+    # Ten voxels of bright edema have TC - ET far below 0 and count as 0: (18 x 0.2 + 2 x 0.45) / 30 is 0.15, above 0.1.
+    probs, image = make_sparse()
+    probs[2, 0, 0, image[1, 0, 0].nonzero()[10:20, 0]] = 0.95
+    assert count(relabel(probs, image)) == [10, 4 + 30, 57, 9]
+
+
+def test_groups_are_followed_until_they_settle() -> None:
+    # Of intensities 0 to 9 the groups start at 4 and 9, which are {0-6}, {7-9}; by way of {0-5}, {6-9} they end there.
+    probs = along_a_line(edema=10)
+    probs[1, ..., 9] = 0.45
+    image = torch.arange(10.0).expand(4, 1, 1, 10)
+    assert count(relabel(probs, image)) == [0, 4, 6, 0]
+
+
 def test_what_is_relabeled_does_not_enhance() -> None:
     # One voxel of the group is edema by TC alone, whatever ET says: raised TC must not make it enhance.
     probs, image = make_sparse()
@@ -343,6 +366,13 @@ def test_the_limits_are_arguments() -> None:
     assert relabel(probs, image, max_non_enhancing_share=0.04) is probs
     assert relabel(probs, image, max_enhancing_volume=9) is probs
     assert relabel(probs, image, max_enhancing_share=0.091, max_non_enhancing_share=0.041) is not probs
+
+
+@pytest.mark.parametrize(("side", "fires"), [(4.8, True), (4.81, False)], ids=["995 mm3", "1001 mm3"])
+def test_enhancing_tumor_below_1000_mm3_counts_as_small_by_default(side: float, fires: bool) -> None:
+    probs, image = make_sparse()
+    affine = torch.diag(torch.tensor([side, side, side, 1.0]))  # nine voxels enhance
+    assert (count(relabel(MetaTensor(probs, affine=affine), image))[NECROSIS] == 34) == fires
 
 
 @pytest.mark.parametrize(("max_volume", "fires"), [(18.0, False), (18.1, True)], ids=["18 mm3", "18.1 mm3"])
@@ -389,6 +419,13 @@ def test_enhancing_tumor_below_a_volume_becomes_non_enhancing(max_volume: float,
     assert count(relabeled) == [2, 4 + 3 - expected, 5, expected]
     assert torch.equal(relabeled[:2], probs[:2])
     assert torch.equal(probs, before)
+
+
+@pytest.mark.parametrize(("height", "expected"), [(66.6, 0), (66.7, 3)], ids=["199.8 mm3", "200.1 mm3"])
+def test_enhancing_tumor_below_200_mm3_counts_as_small_by_default(height: float, expected: int) -> None:
+    affine = torch.diag(torch.tensor([1.0, 1.0, height, 1.0]))
+    probs = MetaTensor(along_a_line(necrosis=4, enhancing=3, edema=5), affine=affine)
+    assert count(RelabelSmallEnhancingd("pred")({"pred": probs})["pred"])[3] == expected
 
 
 @pytest.mark.parametrize("step", [RelabelSmallEnhancingd("pred", 1e9), FillCoreHolesd("pred")], ids=["ET", "holes"])
