@@ -27,7 +27,7 @@ class RandCropByTaskd(Randomizable):
 
     A case without core gives its task-3 patches to task 2, a case without tumor all its patches to task 1: each
     patch carries in ``task`` the index of the task whose region it was really drawn from. Near a border the patch is
-    shifted inwards; a volume smaller than a patch is padded with zeros at its far ends. Of a volume mapped from a file,
+    shifted inwards; a volume smaller than a patch is padded with zeros at its far ends. Of an image mapped from a file,
     little more than the patches is read.
 
     Args:
