@@ -206,6 +206,11 @@ def test_weights_start_as_in_the_release() -> None:
     assert network.backbone.encoders[1][0].conv.weight.std().item() == pytest.approx((2 / 864) ** 0.5, rel=0.03)
 
 
+def test_normalization_has_the_releases_eps_and_follows_by_a_tenth_a_step() -> None:
+    norms = [module for module in meta_network().modules() if isinstance(module, nn.BatchNorm3d)]
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-5, 0.1)}
+
+
 def test_weights_are_each_channels_share_of_a_category() -> None:
     # Two voxels per category; channel sums are (1, 3) in category 0 and (6, 2) in category 1.
     features = torch.tensor([[[1.0, 0.0, 2.0, 4.0], [0.0, 3.0, 2.0, 0.0]]])
