@@ -191,6 +191,14 @@ def test_nothing_is_found_outside_the_brain() -> None:
 
 
 @torch.no_grad()
+def test_a_wider_voxel_is_the_mean_of_those_that_it_holds() -> None:
+    x, network = torch.full((1, 4, 64, 32, 16), 0.01), Recorder(searches=0)
+    x[:, :, 4:12, 4:12, 3:7:2] = 0.31  # every second voxel: in the mean 0.16, above the threshold of 0.125
+    AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0), **SEARCH)(x, network)
+    assert network.windows == 2 + 1
+
+
+@torch.no_grad()
 def test_a_window_without_brain_does_not_run_beside_tumor_either() -> None:
     x, network = torch.full((1, 4, 64, 32, 16), 0.01), Recorder(searches=1)
     x[:, :, 8:16, 4:12, 2:6] = 1  # up to the end of a window, and interpolation finds it beyond
