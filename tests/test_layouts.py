@@ -65,6 +65,32 @@ def test_a_complete_case_is_found_with_its_files_in_the_order_of_the_sequences(t
     assert not messages
 
 
+def test_sessions_of_bids_are_cases_of_one_patient_and_a_contrast_makes_the_t1c(tmp_path: Path) -> None:
+    for session in ("sub-02_ses-1", "sub-02_ses-2"):
+        names = ("T1w", "ce-gadolinium_run-1_T1w", "acq-tse_T2w", "ce-gadolinium_FLAIR", "dseg")
+        folder = session.replace("_", "/")
+        *image, label = touch(tmp_path, [f"{folder}/anat/{session}_{name}.nii.gz" for name in names])
+        touch(tmp_path, [f"{folder}/anat/{session}_desc-brain_mask.nii.gz", f"{folder}/dwi/{session}_dwi.nii.gz"])
+    cases, messages = find_cases(tmp_path)
+    assert [(case["case"], case["patient"]) for case in cases] == [("sub-02_ses-1", "sub-02"), (session, "sub-02")]
+    assert (cases[1]["image"], cases[1]["label"]) == (image, label)
+    assert not messages
+
+
+@pytest.mark.parametrize("name", ["sub-01_t1ce", "sub-01_T1GD", "Sub-01_CE-Gd_T1w", "sub-01_space-T2w_ce-gd_T1w"])
+def test_a_contrast_enhanced_t1_of_bids_is_told_by_either_way_of_naming(name: str) -> None:
+    parts = name_parts(f"anat/{name}.nii.gz")
+    assert parts is not None
+    assert (parts.case.lower(), parts.part) == ("sub-01", "t1c")
+
+
+def test_bids_patients_may_have_files_named_as_in_brats(tmp_path: Path) -> None:
+    names = ("t1", "t1ce", "t2", "flair", "tumor_segmentation")
+    *image, label = touch(tmp_path, [f"sub-7/sub-7_{name}.nii.gz" for name in names])
+    ((case,), messages) = find_cases(tmp_path)
+    assert (case["image"], case["label"], case["scheme"], messages) == (image, label, "brats2017", [])
+
+
 def test_msd_cases_are_found_with_their_order_and_without_macos_leftovers(tmp_path: Path) -> None:
     files = ["imagesTr/BRATS_001.nii.gz", "imagesTr/._BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz"]
     image, _, label = touch(tmp_path, files)

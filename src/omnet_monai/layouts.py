@@ -15,6 +15,8 @@ EXTENSIONS = (".nii.gz", ".nii", ".mha")
 BARE = "a folder per case (t1 t1c t2 flair seg, or the other names above)"
 """The layout whose names tell no case."""
 
+SEGMENTATIONS = ("seg", "segm", "segmentations", "tumor_segmentation")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -24,7 +26,7 @@ class Layout:
     Attributes:
         scheme: the label scheme, a key of ``SCHEMES``, of files whose names or extension tell no other.
         pattern: regular expression over ``<folder>/<name without extension>``, with a group ``part`` and, where the
-            case is not the folder, a group ``case``.
+            case is not the folder, a group ``case``. A group ``contrast`` makes a T1 a T1c.
         parts: what each ``part``, in lower case, is: a sequence, "label", or "image" for all sequences in one file.
         order: the channels of an "image".
         patient: regular expression over the case name whose first group is the patient; others are whole.
@@ -43,12 +45,20 @@ LAYOUTS = {
         r"[^/]*/.*[._](?P<part>mr_t1c|mr_t1|mr_t2|mr_flair|ot)(\.\d+)?",
         {"mr_t1": "t1", "mr_t1c": "t1c", "mr_t2": "t2", "mr_flair": "flair", "ot": "label"},
     ),
+    "BIDS (sub-01_T1w sub-01_ce-gadolinium_T1w sub-01_T2w sub-01_FLAIR)": Layout(
+        "brats2017",  # BIDS has no codes of its own
+        r"[^/]*/(?P<case>sub-[^_]+(_ses-[^_]+)?)((?P<contrast>_ce-[^_]+)|_[a-z]+-[^_]+)*"
+        r"_(?P<part>t1ce?|t1gd|t1w?|t2w?|flair|dseg|segm?|segmentations|tumor_segmentation)",
+        {"t1": "t1", "t1w": "t1", "t1c": "t1c", "t1ce": "t1c", "t1gd": "t1c", "t2": "t2", "t2w": "t2", "flair": "flair"}
+        | dict.fromkeys(("dseg", *SEGMENTATIONS), "label"),
+        patient=r"(sub-[^_]+).*",
+    ),
     "BraTS 2017-2021 (_t1 _t1ce _t2 _flair _seg)": Layout(
         "brats2017",
         r"[^/]*/(?P<case>.+)_(?P<part>t1ce?|t1gd|t1|t2|flair|segm?|segmentations|tumor_segmentation)",
         # UPENN-GBM has _T1GD and _segm, as the label of BraTS 2020's case 355; RHUH-GBM and UCSF-PDGM the last two.
         {"t1": "t1", "t1c": "t1c", "t1ce": "t1c", "t1gd": "t1c", "t2": "t2", "flair": "flair"}
-        | dict.fromkeys(("seg", "segm", "segmentations", "tumor_segmentation"), "label"),
+        | dict.fromkeys(SEGMENTATIONS, "label"),
     ),
     "BraTS 2023 and later (-t1n -t1c -t2w -t2f -seg)": Layout(
         "brats2023",
@@ -102,6 +112,7 @@ def name_parts(file: str | Path) -> NameParts | None:
         match = re.fullmatch(layout.pattern, f"{file.parent.name}/{name}", re.IGNORECASE)
         if match:
             part = layout.parts[match["part"].lower()]
+            part = "t1c" if part == "t1" and match.groupdict().get("contrast") else part
             folder = folder.parent if layout.order else folder
             # abspath follows no link: what a link leads to may have a name that tells nothing.
             case = match.groupdict().get("case") or Path(os.path.abspath(folder)).name
