@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from omnet_monai.finding import find_case, find_cases, require_names
+from omnet_monai.folders import files_below, left_aside
 from omnet_monai.layouts import LAYOUTS, case_name, label_scheme, name_parts
 from omnet_monai.regions import SCHEMES, SEQUENCES
 
@@ -89,6 +90,18 @@ def test_bids_patients_may_have_files_named_as_in_brats(tmp_path: Path) -> None:
     *image, label = touch(tmp_path, [f"sub-7/sub-7_{name}.nii.gz" for name in names])
     ((case,), messages) = find_cases(tmp_path)
     assert (case["image"], case["label"], case["scheme"], messages) == (image, label, "brats2017", [])
+
+
+def test_folders_with_images_of_no_layout_are_told_with_one_of_their_files(tmp_path: Path) -> None:
+    touch(tmp_path, [*FILES["2017"], "HGG/pat1/adc.nii.gz", "notes/read.txt"])
+    touch(tmp_path, ["p2/all.nii.gz", "p2/b/more.nii", *(f"p3/T1/IM000{number}.DCM" for number in (1, 2, 3))])
+    told = [
+        f"{tmp_path / 'p2'}: all.nii.gz and 1 more: named by no layout",
+        f"{tmp_path / 'p3'}: T1/IM0001.DCM and 2 more: DICOM is not read: convert it to NIfTI",
+    ]
+    assert find_cases(tmp_path)[1] == told
+    assert not find_cases(tmp_path, partial=True)[1]
+    assert left_aside(tmp_path, files_below(tmp_path), limit=1) == [told[0], "1 more folders like these"]
 
 
 def test_msd_cases_are_found_with_their_order_and_without_macos_leftovers(tmp_path: Path) -> None:

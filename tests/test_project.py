@@ -18,9 +18,9 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 # A module imports only what stands before it, reading this table like a page: lower layers, then to its left.
 LAYERS = (
     "regions files",
-    "networks.blocks networks.folding sequence_order measures checks layouts finding reading images losses cropping"
-    " transforms postprocessing edema loading sampling datalist phantom inferers optimization exported distributed"
-    " metrics uncertainty summary augmentation caching lesions",
+    "networks.blocks networks.folding sequence_order measures checks layouts folders finding reading images losses"
+    " cropping transforms postprocessing edema loading sampling datalist phantom inferers optimization exported"
+    " distributed metrics uncertainty summary augmentation caching lesions",
     "networks.nets networks.cascade networks curriculum weights checkpoint validation",
     "report results pictures page scoring tracking cost demo preparation variants comparison budget ablation packaging"
     " export zoo machine rivals timing benchmark segmentation overview outputs segment __main__",

@@ -507,13 +507,16 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
 ) -> None:
     copy_case(phantoms, tmp_path / "2023")
     (tmp_path / "2023" / "phantom_000" / "phantom_000_t2.nii.gz").write_bytes(b"")
+    (tmp_path / "2023" / "scan").mkdir()
+    (tmp_path / "2023" / "scan" / "all.nii.gz").touch()
     copy_case(phantoms, tmp_path / "a,b", 1)
     words = ["omnet_monai", "segment", "2023", "a,b", "--output", "out put"]
     done = run_python([*words, "--bundle", str(small_bundle)], tmp_path)
     assert done.returncode == 1
     assert done.stderr == f"error: 1 of 2 cases failed, see {tmp_path / 'out put' / 'index.html'}\n"
-    count, first, second, warning = done.stdout.splitlines()[1:5]
+    count, aside, first, second, warning = done.stdout.splitlines()[1:6]
     assert count == "cases:      2"
+    assert aside == f"left aside: {tmp_path / '2023' / 'scan'}: all.nii.gz: named by no layout"
     assert re.match(r"\[1/2, about \d+ s left\] phantom_000: failed: case phantom_000: ", first)
     assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s$", second)
     assert warning.startswith("    warning: brain: ")

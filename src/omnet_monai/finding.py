@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
+from omnet_monai.folders import files_below, left_aside
 from omnet_monai.layouts import BARE, LAYOUTS, NameParts, case_name, name_parts, stem
 from omnet_monai.regions import SCHEMES, SEQUENCES
 
@@ -32,7 +33,7 @@ def find_cases(
     Returns:
         The complete cases, sorted by name, each ``{"case", "patient", "image", "label", "scheme"}`` with ``image`` a
         list of files in the order of ``SEQUENCES``, or one 4-D file beside its ``"order"``, and without ``label`` if
-        there is none; and one message per case that is left out.
+        there is none; and one message per case that is left out, or folder that holds none of a known layout.
 
     Raises:
         ValueError: for an unknown scheme, if the directory does not exist, or if no file follows a known layout.
@@ -43,16 +44,17 @@ def find_cases(
     if not directory.is_dir():
         raise ValueError(f"{directory} must be a folder of cases, got a path without one")
     unread: list[OSError] = []
-    groups = _groups(_files_below(directory, unread.append))
+    every = list(files_below(directory, unread.append))
+    groups, aside = _groups(every), left_aside(directory, every)
     locked = {str(error.filename): f"the folder cannot be read: {error.strerror}" for error in unread}
     if not groups and not (partial and locked):
-        found = "; ".join(["found none", *(f"{folder}: {problem}" for folder, problem in locked.items())])
+        found = "; ".join(["found none", *(f"{folder}: {problem}" for folder, problem in locked.items()), *aside])
         raise ValueError(f"{directory} must hold cases of a known layout: {'; '.join(LAYOUTS)}; {found}")
     # A label map elsewhere, such as segment's own below the cases, makes no second case of its name.
     imaged = [group for group, files in groups.items() if set(files) != {"label"}]
     folders = Counter(case for case, _ in {(group.case, group.folder) for group in imaged})
     shared = {_patient(group, directory) for group in groups if folders[group.case] > 1 and group.layout != BARE}
-    cases, messages = [], []
+    cases, messages = [], [] if partial else aside
     for folder, problem in locked.items():
         if partial:
             name = "_".join([*Path(os.path.relpath(folder, directory.parent)).parts, "unreadable"])
@@ -175,20 +177,6 @@ def image_name(image: Any) -> str:
         return find_case(paths[0])[0]
     except ValueError:  # of no case or several, which loading tells better
         return paths[0].name
-
-
-def _files_below(directory: Path, refuse: Callable[[OSError], None]) -> Iterator[Path]:
-    """Walk through all folders, also those that links lead to, but through none twice: a link may lead back."""
-    seen = set()
-    for root, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        # Of two ways to a folder the first is taken: the same one on every file system, and no link where it can be.
-        folders.sort(key=lambda name: (os.path.islink(os.path.join(root, name)), name))
-        yield from (Path(root, name) for name in names)
 
 
 def _groups(files: Iterable[Path]) -> dict[NameParts, dict[str, list[Path]]]:

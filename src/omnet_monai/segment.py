@@ -21,6 +21,7 @@ from omnet_monai import __version__
 from omnet_monai.demo import bundle_root
 from omnet_monai.distributed import torchrun_processes
 from omnet_monai.files import sha256
+from omnet_monai.folders import files_below, left_aside
 from omnet_monai.images import find_images
 from omnet_monai.outputs import POSTFIXES, clear_case, prepare_output, require_apart, sole_run, sum_up
 from omnet_monai.regions import SCHEMES, SEQUENCES
@@ -119,7 +120,7 @@ def segment(
             finished = prepare_output(out, found, settings | _versions(root, overrides), resume)
             count = f"{len(found)}, {finished} finished before" if resume else len(found)
             with suppress(OSError):  # a pipe whose reader has gone
-                print(f"{NOTICE}\ncases:      {count}", flush=True)
+                print(NOTICE, f"cases:      {count}", *_left_aside(cases), sep="\n", flush=True)
         idist.barrier()
         try:
             with _quiet():
@@ -154,6 +155,12 @@ def _check_ids(root: Path, overrides: dict[str, Any]) -> None:
     managed = [name for name in overrides if name in MANAGED]
     if managed:
         raise ValueError(f"{', '.join(MANAGED)} are segment's own: name CASES, --output and --workers instead")
+
+
+def _left_aside(cases: Sequence[str]) -> list[str]:
+    """Tell what in the folders that were named is no case: a patient may be among it."""
+    folders = [path for path in (Path(os.path.abspath(str(case))) for case in cases) if path.is_dir()]
+    return [f"left aside: {line}" for folder in folders for line in left_aside(folder, files_below(folder))]
 
 
 def _versions(root: Path, overrides: dict[str, Any]) -> dict[str, str]:
