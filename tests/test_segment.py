@@ -639,6 +639,18 @@ def test_two_processes_share_the_cases_and_leave_one_table(
     np.testing.assert_array_equal(label, voxels(segmented / "phantom_000_seg.nii.gz"))
 
 
+def test_what_two_processes_cannot_start_with_is_said_once_and_without_a_traceback_of_the_second(
+    phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    copy_case(phantoms, tmp_path / "cases")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "index.html").touch()
+    words = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "omnet_monai", "segment"]
+    done = run_python([*words, "cases", "--output", "out", "--bundle", str(small_bundle)], tmp_path)
+    assert done.stderr.count("index.html must not be replaced") == 1
+    assert "[rank1]" not in done.stderr
+
+
 def test_images_are_found_in_every_form_and_label_maps_left_aside(phantoms: Path, tmp_path: Path) -> None:
     case = copy_case(phantoms, tmp_path)
     shutil.copy(case / "phantom_000_seg.nii.gz", tmp_path / "other_seg.nii.gz")

@@ -24,6 +24,7 @@ __all__ = [
     "parallel_network",
     "share_of_process",
     "torchrun_processes",
+    "wait_for_all",
 ]
 
 
@@ -76,6 +77,16 @@ def torchrun_processes() -> Iterator[bool]:
     finally:
         if several:
             idist.finalize()
+
+
+def wait_for_all() -> None:
+    """Wait until all processes are here; end without a word if one will not come, as its own error says why."""
+    try:
+        idist.barrier()
+    except RuntimeError as error:
+        if idist.get_rank() == 0:
+            raise
+        raise SystemExit(1) from error
 
 
 def parallel_network(network: nn.Module) -> nn.Module:

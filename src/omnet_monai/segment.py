@@ -12,14 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from omnet_monai import __version__
 from omnet_monai.demo import bundle_root
-from omnet_monai.distributed import torchrun_processes
+from omnet_monai.distributed import torchrun_processes, wait_for_all
 from omnet_monai.files import sha256
 from omnet_monai.folders import files_below, left_aside
 from omnet_monai.images import find_images
@@ -121,11 +120,11 @@ def segment(
             count = f"{len(found)}, {finished} finished before" if resume else len(found)
             with suppress(OSError):  # a pipe whose reader has gone
                 print(NOTICE, f"cases:      {count}", *_left_aside(cases), sep="\n", flush=True)
-        idist.barrier()
+        wait_for_all()
         try:
             with _quiet():
                 _run_all(root, out, settings | places)
-            idist.barrier()
+            wait_for_all()
         finally:
             if first:
                 failed = sum_up(out, found)
