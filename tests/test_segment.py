@@ -429,7 +429,7 @@ def test_an_interrupt_leaves_no_half_written_file_and_a_table_of_what_is_done(
     written = ["phantom_000_seg.nii.gz", "phantom_000_uncertainty.nii.gz"]
     assert sorted(path.name for path in tmp_path.rglob("*.nii.gz")) == written
     assert not [path for path in tmp_path.rglob(".*")]
-    assert read_table(tmp_path)["phantom_001"]["error"] == "not segmented: the run ended before"
+    assert read_table(tmp_path)["phantom_001"]["error"] == "not segmented: the run ended before, --resume goes on"
 
 
 def test_inputs_are_left_as_they_are_though_they_cannot_be_written(
@@ -517,7 +517,7 @@ def test_the_command_line_takes_paths_as_they_are_and_ends_with_status_1_if_a_ca
     count, aside, first, second, warning = done.stdout.splitlines()[1:6]
     assert count == "cases:      2"
     assert aside == f"left aside: {tmp_path / '2023' / 'scan'}: all.nii.gz: named by no layout"
-    assert re.match(r"\[1/2, about \d+ s left\] phantom_000: failed: case phantom_000: ", first)
+    assert re.match(r"\[1/2, about \d+ s left\] phantom_000: failed: /", first)
     assert re.match(r"\[2/2\] phantom_001: WT [\d.]+ ml, TC [\d.]+ ml, ET [\d.]+ ml in \d+ s$", second)
     assert warning.startswith("    warning: brain: ")
     assert (tmp_path / "out put" / "phantom_001_seg.nii.gz").is_file()

@@ -135,7 +135,7 @@ def sum_up(out: Path, cases: Sequence[dict[str, Any]]) -> list[str]:
     """Write the table and the page of all cases, and return the names of those that failed."""
     records = [
         read_record(out / "records" / f"{case['case']}.json")
-        or CaseRecord(case["case"], case["image"], "not segmented: the run ended before")
+        or CaseRecord(case["case"], case["image"], "not segmented: the run ended before, --resume goes on")
         for case in cases
     ]
     rows: list[list[str | float]] = [

@@ -117,7 +117,8 @@ class Records:
         """Record a case that failed, with the error in one line."""
         lines = [line for line in str(first_cause(error)).splitlines() if line.strip()] or [type(error).__name__]
         # MONAI's writer puts a traceback into the message, the error itself comes last.
-        self.write(case, error=lines[-1 if any(line.startswith("Traceback") for line in lines) else 0])
+        line = lines[-1 if any(line.startswith("Traceback") for line in lines) else 0]
+        self.write(case, error=line.removeprefix(f"case {case['case']}: "))  # its name stands before
 
     def write(self, case: dict[str, Any], **fields: Any) -> None:
         """Write the record of a case whole or not at all, and print a line about it and the time that is left."""
