@@ -155,6 +155,8 @@ def test_a_scheme_and_the_names_of_a_challenge_are_a_matter_of_two_words(
     same = [f"ml_{part}" for part in ("WT", "TC", "ET", "edema", "NCR_NET")]
     rows = read_table(tmp_path)["phantom_000"], read_table(segmented)["phantom_000"]
     assert [rows[0][name] for name in same] == [rows[1][name] for name in same]
+    doubts = [voxels(out / "uncertainty" / "phantom_000_uncertainty.nii.gz") for out in (tmp_path, segmented)]
+    np.testing.assert_array_equal(*doubts)
 
 
 def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_case(
