@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer, SlidingWindowInfererAdapt
 from torch import nn
+from torch.nn.functional import interpolate
 
 from omnet_monai import inferers
 from omnet_monai.inferers import AutocastInferer, MirroringInferer, default_device, has_bfloat16, windows_at_once
@@ -156,18 +159,39 @@ def test_after_a_search_only_windows_with_tumor_run_in_full() -> None:
 @pytest.mark.parametrize("sw_batch_size", [1, 3], ids=lambda size: f"batches of {size}")
 @torch.no_grad()
 def test_windows_that_run_are_blended_with_what_the_search_found_where_they_overlap_others(sw_batch_size: int) -> None:
-    x, network = brain_with_tumor(64, 32, 16), Recorder(searches=3, answer=0.7)
+    x, network = torch.full((1, 4, 64, 32, 16), 0.01), Recorder(searches=3, answer=0.7)
+    x[..., 6:10, 6:10, 2:4] = 1  # found by wider voxels in 5 to 10 and 1 to 4: in the middle of the first window alone
     out = AutocastInferer(SlidingWindowInferer(WINDOW, sw_batch_size, overlap=0.5), **SEARCH)(x, network)
-    # Interpolation widens what is found by a voxel, to 3 to 12 and 1 to 6: windows from 0 and 8, from 0 and 4, have it.
-    assert network.windows == 3 + 2 * 2 * 2
-    # Along an axis, voxels from 16 to 24 lie in a window that runs, from 8, and in one that does not, from 16.
-    expected = torch.full((1, 3, 64, 32, 16), 0.01)
-    expected[..., :16, :16, :8] = 0.7
-    expected[..., 16:24, :16, :8] = expected[..., :16, 16:24, :8] = expected[..., :16, :16, 8:12] = (0.7 + 0.01) / 2
-    corner = expected[..., :24, :24, :12]
-    corner[..., 16:, 16:, :8] = corner[..., 16:, :16, 8:] = corner[..., :16, 16:, 8:] = (0.7 + 3 * 0.01) / 4
-    corner[..., 16:, 16:, 8:] = (0.7 + 7 * 0.01) / 8
+    assert network.windows == 3 + 1
+    expected = interpolate(interpolate(x[:, :3], scale_factor=0.5, mode="area"), scale_factor=2, mode="trilinear")
+    share = torch.ones(16, 16, 8)  # of the window that ran; in its second half along an axis another has as much
+    for half in (share[8:], share[:, 8:], share[:, :, 4:]):
+        half /= 2
+    expected[..., :16, :16, :8] += share * (0.7 - expected[..., :16, :16, :8])
     torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("window", "first", "windows"),
+    [(WINDOW, 14, 1), (WINDOW, 12, 2), ((16, 16, -1), 14, 1)],
+    ids=["at one's border", "between two", "windows as deep as the image"],
+)
+@torch.no_grad()
+def test_tumor_at_the_border_of_windows_runs_the_one_it_lies_deeper_in(window: Any, first: int, windows: int) -> None:
+    x, network = torch.full((1, 4, 64, 32, 16), 0.01), Recorder(searches=3)
+    # Windows begin at 0, 8, 16, and count for 4 to 11, 12 to 19, 20 to 27; wider voxels find a voxel more on each side.
+    x[..., first : first + 4, 6:10, slice(2, 4) if window == WINDOW else slice(2)] = 1
+    AutocastInferer(SlidingWindowInferer(window, 1, overlap=0.5), **SEARCH)(x, network)
+    assert network.windows == 3 + windows
+
+
+@torch.no_grad()
+def test_a_search_that_finds_nothing_looks_at_the_rim_of_the_brain_too() -> None:
+    x, network = torch.full((1, 4, 64, 32, 16), 0.01), Recorder(searches=3, answer=0.7)
+    x[..., 34:, :, :] = 0  # so that of the brain a window from 32 holds two slices at its border alone
+    out = AutocastInferer(SlidingWindowInferer(WINDOW, 2, overlap=0.5), **SEARCH)(x, network)
+    assert network.windows == 3 + 5 * 3 * 3
+    torch.testing.assert_close(out, 0.7 * (x[:, :3] > 0))
 
 
 @torch.no_grad()

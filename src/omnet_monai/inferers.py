@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
-from monai.utils import convert_to_tensor, fall_back_tuple
+from monai.utils import convert_to_tensor, ensure_tuple_rep, fall_back_tuple
 from torch import nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.dropout import _DropoutNd
@@ -39,8 +39,9 @@ class AutocastInferer(Inferer):
         fold: without gradients, fold batch normalization, and keep weights in bfloat16 where that is computed in.
         skip_empty: without gradients, return 0 where all channels are 0, and do not run windows that are so throughout.
         search: without gradients and with ``skip_empty``, segment the image with voxels this many times as wide first
-            (ours). Only windows that then have tumor somewhere are run in full, and blended with what was found in the
-            others. All of them run if it is 0, if nothing is found, if the wider voxels of the image do not fill a
+            (ours). Only windows that then have tumor within are run in full, and blended with what was found in the
+            others: within is deeper than half of the overlap, as what lies at a window's border lies deeper in its
+            neighbor. All of them run if it is 0, if nothing is found, if the wider voxels of the image do not fill a
             window, and if a sequence is 0 throughout: of such a case a network is less sure.
         search_threshold: in the search, tumor is where the first channel of the result, WT, exceeds this.
         search_peak: clusters of it in which WT is nowhere above this do not count; 0 counts all.
@@ -113,12 +114,20 @@ class AutocastInferer(Inferer):
         found = self.inferer(small, _Windows(network, True), *args, **kwargs).to(image.device)
         sure = [remove_unsure_clusters(whole, self.search_peak, self.search_threshold) for whole in found[:, :1]]
         mode = "trilinear" if image.dim() == 5 else "bilinear"
-        brain = image.any(1, keepdim=True)
-        found, guide = (interpolate(part, image.shape[2:], mode=mode) * brain for part in (found, torch.stack(sure)))
-        nothing = (guide <= self.search_threshold).flatten(1).all(1)
-        guide[nothing] = brain[nothing].to(guide)  # look everywhere
-        windows = _Windows(network, True, image.shape[1], self.search_threshold)
+        found, guide = (interpolate(part, image.shape[2:], mode=mode) for part in (found, torch.stack(sure)))
+        guide[(guide <= self.search_threshold).flatten(1).all(1)] = 1  # nothing is found: look everywhere
+        windows = _Windows(network, True, image.shape[1], self.search_threshold, self._margins(image))
         return self.inferer(torch.cat([inputs, found, guide], 1), windows, *args, **kwargs)
+
+    def _margins(self, image: torch.Tensor) -> list[int]:
+        """Return half of the overlap of windows in voxels, by axes; 0 along those that one window fills."""
+        sliding: Any = self.inferer
+        sides = image.shape[2:]
+        windows, overlaps = fall_back_tuple(sliding.roi_size, sides), ensure_tuple_rep(sliding.overlap, len(sides))
+        return [
+            int(width * overlap / 2) if width < side else 0
+            for side, width, overlap in zip(sides, windows, overlaps, strict=True)
+        ]
 
 
 class MirroringInferer(Inferer):
@@ -170,16 +179,23 @@ class _Windows:
     A network that takes its windows in channels-last, and does not run on those that are empty.
 
     With a threshold, a window has more channels than the ``channels`` of the image: those that a search found, which
-    are its result if it does not run, and last one that must exceed the threshold somewhere for it to run.
+    are its result if it does not run, and last one that must exceed the threshold for it to run, somewhere within its
+    ``margins``.
     """
 
     def __init__(
-        self, network: Callable[..., Any], skip_empty: bool, channels: int = 0, threshold: float | None = None
+        self,
+        network: Callable[..., Any],
+        skip_empty: bool,
+        channels: int = 0,
+        threshold: float | None = None,
+        margins: Sequence[int] = (),
     ) -> None:
         self.network = network
         self.skip_empty = skip_empty
         self.channels = channels
         self.threshold = threshold
+        self.margins = margins
         self.background: torch.Tensor | None = None
 
     def __call__(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -188,7 +204,10 @@ class _Windows:
         if self.threshold is None:
             return self._where(windows.flatten(1).any(1), windows, *args, **kwargs)
         image, found, guide = windows[:, : self.channels], windows[:, self.channels : -1], windows[:, -1]
-        runs, results = (guide > self.threshold).flatten(1).any(1), found.clone()
+        sides = zip(self.margins, guide.shape[1:], strict=True)
+        within = guide[:, *(slice(margin, side - margin) for margin, side in sides)]
+        runs = (within > self.threshold).flatten(1).any(1) & image.flatten(1).any(1)
+        results = found.clone()
         if runs.any():
             results[runs] = self._run(image[runs], *args, **kwargs).to(results.dtype)
         return results
