@@ -478,10 +478,11 @@ def test_a_guided_task_is_guided_by_the_region_it_samples_in() -> None:
     assert torch.equal(guides[0], regions[:, 1:2])  # the core
 
 
-@pytest.mark.parametrize("tasks", [[], ["fine"], ["refined", "coarse"], ["coarse", "coarse"]], ids=str)
-def test_unknown_tasks_are_refused(tasks: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"tasks must be some of coarse, refined, precise in this order, got \["):
+@pytest.mark.parametrize("tasks", [[], ["fine"], ["refined", "coarse"], ["coarse", "coarse"], "coarse"], ids=str)
+def test_unknown_tasks_and_one_that_is_no_list_are_refused_with_what_came(tasks: list[str] | str) -> None:
+    with pytest.raises(ValueError, match=r"tasks must be a list of some of coarse, refined, precise in this") as raised:
         meta_network(tasks=tasks)
+    assert str(raised.value).endswith(f"as [coarse,refined], got {tasks!r}")
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS, ids=str)

@@ -93,7 +93,8 @@ def tasks_named(names: Sequence[str] | None = None) -> tuple[Task, ...]:
     """
     tasks = TASKS if names is None else tuple(task for task in TASKS if task.name in names)
     if names is not None and (not names or [task.name for task in tasks] != list(names)):
-        raise ValueError(f"tasks must be some of {', '.join(task.name for task in TASKS)} in this order, got {names}")
+        known = ", ".join(task.name for task in TASKS)
+        raise ValueError(f"tasks must be a list of some of {known} in this order, as [coarse,refined], got {names!r}")
     return tasks
 
 
