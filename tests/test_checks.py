@@ -111,6 +111,15 @@ def test_a_wrong_order_is_found_with_the_likely_one_and_its_score(monkeypatch: p
     assert "by 0.25" in found
 
 
+def test_the_likely_order_of_channels_is_named_in_the_places_in_which_they_were_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guess = ("t1c", "t2", "t1", "flair")  # what was given as t1 looks like t1c, that as t1c like t2, that as t2 like t1
+    monkeypatch.setattr("omnet_monai.checks.likely_order", lambda image: (guess, 0.25))
+    (found,) = check_image(make_image(), ["flair", "t1", "t1c", "t2"])
+    assert found.startswith("order: given as flair, t1, t1c, t2 the images look like flair, t1c, t2, t1, ")
+
+
 def test_a_hardly_higher_score_of_another_order_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     guess = ("t1c", "t1", "t2", "flair")
     monkeypatch.setattr("omnet_monai.checks.likely_order", lambda image: (guess, 0.04))

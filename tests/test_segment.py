@@ -330,6 +330,16 @@ def test_what_the_checks_find_is_a_warning_and_fails_a_case_only_on_request(
     assert not (tmp_path / "out" / "phantom_000_seg.nii.gz").exists()
 
 
+def test_the_order_that_a_warning_names_needs_but_to_be_given(
+    phantoms: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    file = one_file(phantoms, tmp_path / "stacked.nii.gz", (3, 0, 1, 2))
+    found = run(small_bundle, file, output=tmp_path / "out", order="t2,t1,flair,t1c")["stacked"]["warnings"]
+    (likely,) = re.findall("order: given as t2, t1, flair, t1c the images look like (.*), whose", found)
+    found = run(small_bundle, file, output=tmp_path / "out", order=likely)["stacked"]["warnings"]
+    assert "order:" not in found
+
+
 @pytest.mark.parametrize("workers", [0, 2], ids=["no workers", "two workers"])
 def test_a_batch_goes_on_when_cases_fail_and_says_which_and_why(
     workers: int, phantoms: Path, small_bundle: Path, tmp_path: Path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -36,13 +36,14 @@ WITHOUT = {
 """What to expect without a sequence, as ``benchmarks/missing_sequences.py`` found on held-out cases."""
 
 
-def check_image(image: MetaTensor) -> list[str]:
+def check_image(image: MetaTensor, order: Sequence[str] = SEQUENCES) -> list[str]:
     """
     Check the four sequences of a case as they were read.
 
     Args:
         image: the sequences in the order of ``SEQUENCES``, background 0, shape ``(4, H, W, D)``; one that is missing is
             0 everywhere.
+        order: the sequences in the order in which their files or channels were given, in which a finding names them.
 
     Returns:
         Findings, each ``"what: text with the number"``: spacing, brain, cropped, registration, normalized, negative,
@@ -69,7 +70,7 @@ def check_image(image: MetaTensor) -> list[str]:
         *(text for name, intensities in volumes.items() for text in _check_intensities(name, intensities)),
         *_check_missing(volumes),
         # Skull and background look like no sequence.
-        *(_check_order(np.asarray(image)) if volume <= BRAIN[1] and len(volumes) == len(SEQUENCES) else ()),
+        *(_check_order(np.asarray(image), order) if volume <= BRAIN[1] and len(volumes) == len(SEQUENCES) else ()),
     ]
 
 
@@ -123,13 +124,14 @@ def _check_missing(volumes: dict[str, np.ndarray]) -> Iterator[str]:
         yield f"missing: {', '.join(missing)}, {rule} {expected}; the order of the others was not checked"
 
 
-def _check_order(volumes: np.ndarray) -> Iterator[str]:
+def _check_order(volumes: np.ndarray, given: Sequence[str]) -> Iterator[str]:
     try:
         order, margin = likely_order(volumes)
     except ValueError:  # too few voxels to tell
         return
     if margin > MARGIN:
+        likely = [order[SEQUENCES.index(name)] for name in given]
         yield (
-            f"order: given as {', '.join(SEQUENCES)} the images look like {', '.join(order)}, whose score is higher by"
+            f"order: given as {', '.join(given)} the images look like {', '.join(likely)}, whose score is higher by"
             f" {margin:.2f}; a wrong order gives a wrong result without an error"
         )

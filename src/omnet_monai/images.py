@@ -42,7 +42,7 @@ def find_images(
         ValueError: if there are none, if a path does not exist or holds no case, if ``single`` is not complete, for an
             unknown order, and for two cases of one name.
     """
-    channels = tuple(order.split(",") if isinstance(order, str) else order or ())
+    channels = tuple(map(str.strip, order.split(",")) if isinstance(order, str) else order or ())
     if channels and sorted(channels) != sorted(SEQUENCES):
         raise ValueError(f"order must be a permutation of {','.join(SEQUENCES)}, got {','.join(channels)}")
     cases = [case for path in paths for case in _cases_of(Path(os.path.abspath(path)), channels)]

@@ -22,7 +22,7 @@ from omnet_monai.files import whole_file
 from omnet_monai.images import file_states
 from omnet_monai.measures import MEASURES, measure
 from omnet_monai.pictures import save_segmentation
-from omnet_monai.regions import REGIONS, classes_from_codes, regions_from_classes
+from omnet_monai.regions import REGIONS, SEQUENCES, classes_from_codes, regions_from_classes
 from omnet_monai.results import milliliters
 from omnet_monai.sampling import ReadableCases, first_cause
 from omnet_monai.uncertainty import region_uncertainty
@@ -156,7 +156,8 @@ class RecordedCases(ReadableCases):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             data: dict[str, Any] = self.preprocessing(case, end=1)
-        found = [f"files: {warning.message}" for warning in caught] + check_image(data["image"])
+        order = case.get("order") or SEQUENCES  # of the channels of a 4-D file
+        found = [f"files: {warning.message}" for warning in caught] + check_image(data["image"], order)
         if found and self.strict:
             raise ValueError("; ".join(found))
         return {**self.preprocessing(data, start=1), "warnings": json.dumps(found)}
