@@ -584,18 +584,31 @@ def test_only_cases_and_texts_are_paths_on_the_command_line(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
-        (["A", "--output", ""], "--output must be followed by a text, got ''"),
-        (["A", "--output"], "--output must be followed by a text, got 'True'"),
-        (["A", "--output", "out", "--workers", "two"], "--workers must be a whole number, got 'two'"),
-        (["A", "--output", "out", "--workers"], "--workers must be a whole number, got True"),
+        (["segment", "A", "--output", ""], "--output must be followed by a text, got ''"),
+        (["segment", "A", "--output"], "--output must be followed by a text, got 'True'"),
+        (["segment", "A", "--output", "out", "--workers", "two"], "--workers must be a whole number, got 'two'"),
+        (["segment", "A", "--output", "out", "--workers"], "--workers must be a whole number, got True"),
+        (["segment", "A", "--output", "out", "--order"], "--order must be followed by a value, got True"),
+        (["score", "A", "B", "--fold"], "--fold must be followed by a value, got True"),  # which equals 1
+        (["ablate", "A", "B", "--seeds", "a"], "--seeds must be whole numbers, as in 0,1,2, got 'a'"),
+        (["ablate", "A", "B", "--folds", "0,b"], "--folds must be whole numbers, as in 0,1,2, got (0, 'b')"),
     ],
-    ids=["empty", "without its text", "text for a number", "without its number"],
+    ids=[
+        "empty",
+        "no text",
+        "text for a number",
+        "no number",
+        "no names",
+        "no fold",
+        "text for some",
+        "text among them",
+    ],
 )
 def test_an_option_takes_nothing_but_its_value(
     words: list[str], rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["omnet_monai", "segment", *words])
+    monkeypatch.setattr(sys, "argv", ["omnet_monai", *words])
     with pytest.raises(SystemExit, match="1"):
         command_line.main()
     assert capsys.readouterr().err == f"error: {rule}\n"

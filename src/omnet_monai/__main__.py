@@ -84,15 +84,19 @@ def _noting(verb: Callable[..., None], calls: list[Callable[[], None]]) -> Calla
 
 
 def _require_value(parameter: Parameter, value: Any) -> None:
-    """Refuse text for a whole number, one number for several, and an option without its text, which Fire calls True."""
+    """Refuse text for a whole number, one number for several, and an option without a value, which Fire calls True."""
     if parameter.annotation == "int" and type(value) is not int:
         raise ValueError(f"--{parameter.name} must be a whole number, got {value!r}")
     whole = isinstance(value, tuple | list) and all(type(number) is int for number in value)
     if parameter.annotation.startswith("tuple[int") and not whole:
         example = ",".join(map(str, parameter.default))
         raise ValueError(f"--{parameter.name} must be whole numbers, as in {example}, got {value!r}")
+    if parameter.annotation == "int | Sequence[int]" and not (whole or type(value) is int):
+        raise ValueError(f"--{parameter.name} must be whole numbers, as in 0,1,2, got {value!r}")
     if parameter.annotation in TEXTS and value in ("", "True") and value != parameter.default:
         raise ValueError(f"--{parameter.name} must be followed by a text, got {value!r}")
+    if value is True and parameter.annotation != "bool":
+        raise ValueError(f"--{parameter.name} must be followed by a value, got True")
 
 
 def main() -> None:
