@@ -182,7 +182,7 @@ def test_variants_of_post_processing_set_their_switch_in_the_evaluation_alone(
         ({"section": "validation"}, "section must be one of training, test in .*, got 'validation'"),
         ({"learning_rte": 0.1}, "overrides must be ids of train.json .*, got learning_rte"),
         ({"seed": 5}, "overrides must be ids of .* other than seed, fold, .*, got seed"),
-        ({"bundle": "nowhere"}, "must hold configs/train.json, got nowhere"),
+        ({"bundle": "nowhere"}, "must hold configs/segment.json, got nowhere"),
     ],
     ids=["variant", "reference", "fold", "section", "id", "id of a row", "bundle"],
 )

@@ -64,7 +64,7 @@ def test_a_size_that_is_not_made_of_whole_numbers_is_refused(
 
 
 def test_a_folder_without_configs_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must hold configs/train\.json, got .*; name it with --bundle"):
+    with pytest.raises(ValueError, match=r"must hold configs/segment\.json, got .*; name it with --bundle"):
         bundle_root(str(tmp_path))
 
 

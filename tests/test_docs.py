@@ -56,8 +56,6 @@ def test_every_command_of_the_page_on_own_cases_runs_in_its_order(bundle: Path) 
             command = command.replace("--folds 5", "--folds 2")
         if "--weights models/model.pt" in command:
             command = command.replace("models/model.pt", "trained/model.pt")
-        if " prepare " in command or " segment " in command:
-            command += " --bundle ."
         if " segment " in command:
             command += f" {TINY_INFERENCE}"
         elif "train.json" in command:

@@ -40,6 +40,23 @@ def test_a_training_finds_every_case_in_the_cache(cases: Path, tmp_path: Path, c
     assert sorted((tmp_path / "cache").iterdir()) == files
 
 
+def test_in_the_folder_of_a_copied_bundle_its_own_cache_is_filled(
+    cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bundle_root() / "configs", tmp_path / "bundle" / "configs")
+    monkeypatch.chdir(tmp_path / "bundle")
+    prepare(str(cases / "datalist.json"))
+    assert len(list((tmp_path / "bundle" / "runs" / "cache").iterdir())) == 3
+
+
+def test_the_folder_of_another_bundle_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "train.json").write_text("{}")
+    root = bundle_root()
+    monkeypatch.chdir(tmp_path)
+    assert bundle_root() == root
+
+
 @pytest.mark.parametrize("workers", [0, 1], ids=lambda n: f"{n} workers")
 def test_every_case_that_cannot_be_read_is_named_and_the_others_are_prepared(
     workers: int, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -465,7 +465,7 @@ def test_inputs_are_left_as_they_are_though_they_cannot_be_written(
         ({"order": "t1,t2"}, "order must be a permutation of t1,t1c,t2,flair, got t1,t2"),
         ({"shceme": "msd"}, r"options must be those of segment or ids of inference\.json, segment\.json, got shceme"),
         ({"save_uncertainty": "False "}, "--save_uncertainty must be True or False, got 'False '"),
-        ({"bundle": "nowhere"}, r"the bundle must hold configs/train\.json, got nowhere; name it with --bundle"),
+        ({"bundle": "nowhere"}, r"the bundle must hold configs/segment\.json, got nowhere; name it with --bundle"),
     ],
     ids=["scheme", "naming", "presets", "device", "order", "slip", "switch of a config", "bundle"],
 )

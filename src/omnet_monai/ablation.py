@@ -58,7 +58,7 @@ def ablate(
         reference: row that differences are taken to, "omnet" by default or, if that is not run, the last one.
         equal_time: run each row again with as many epochs as fit into the time that the reference's training took.
         recipe: further override files on top of train.json, such as demo.json.
-        bundle: root of the bundle, by default the one beside this package.
+        bundle: root of the bundle, by default the current folder if it is one, or that beside this package.
         overrides: config ids to override in training and evaluation, as for ``monai.bundle run``.
 
     Raises:

@@ -55,7 +55,7 @@ def benchmark(
         only: rows to run, parts of their names separated by ";", by default all.
         exact: compare the default, and it without its search, to every window in float64, which takes minutes per case.
         sizes: sides of the matrices whose products tell the machine's rate.
-        bundle: root of the bundle, by default the one beside this package.
+        bundle: root of the bundle, by default the current folder if it is one, or that beside this package.
         overrides: ids of inference.json to override.
 
     Raises:

@@ -33,7 +33,7 @@ def demo(
         seed: seed of the cases and of the training.
         training: number of cases to train on.
         test: number of held-out cases.
-        bundle: root of the bundle whose configs are run, by default the one beside this package.
+        bundle: root of the bundle, by default the current folder if it is one, or that beside this package.
         overrides: config ids to override, as for ``monai.bundle run``.
 
     Raises:
@@ -76,16 +76,18 @@ def demo(
 
 def bundle_root(bundle: str = "") -> Path:
     """
-    Return the root of the bundle: the given one, or the one this package was packaged in, or that beside its source.
+    Return the root of the bundle: the given one, or the current folder, which ``monai.bundle run`` takes too, or the
+    one this package was packaged in, or that beside its source.
 
     Raises:
         ValueError: if there are no configs.
     """
-    around, beside = Path(__file__).resolve().parents[1], Path(__file__).resolve().parents[2] / "bundle"
-    root = Path(bundle) if bundle else around if (around / "configs").is_dir() else beside
-    if not (root / "configs" / "train.json").is_file():
-        raise ValueError(f"the bundle must hold configs/train.json, got {root}; name it with --bundle")
-    return root
+    package = Path(__file__).resolve().parent
+    roots = [Path(bundle)] if bundle else [Path.cwd(), package.parent, package.parents[1] / "bundle"]
+    for root in roots:
+        if (root / "configs" / "segment.json").is_file():  # which other bundles do not have
+            return root
+    raise ValueError(f"the bundle must hold configs/segment.json, got {roots[-1]}; name it with --bundle")
 
 
 def generate_cases(

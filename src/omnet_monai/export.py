@@ -25,7 +25,7 @@ def export(file: str, bundle: str = "", **overrides: Any) -> None:
 
     Args:
         file: where to write; the extension tells the format.
-        bundle: root of the bundle, by default the one beside this package.
+        bundle: root of the bundle, by default the current folder if it is one, or that beside this package.
         overrides: ids of inference.json to override, ``checkpoint_path`` among them.
 
     Raises:

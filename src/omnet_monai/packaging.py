@@ -39,7 +39,7 @@ def package(directory: str, bundle: str = "", weights_url: str = "") -> None:
 
     Args:
         directory: folder to write to; an earlier package in it is replaced.
-        bundle: root of the bundle to package, by default the one beside this package.
+        bundle: root of the bundle to package, by default the current folder if it is one, or that beside this package.
         weights_url: address from which the weights can be downloaded.
 
     Raises:

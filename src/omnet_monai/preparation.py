@@ -23,7 +23,7 @@ def prepare(datalist: str, workers: int = 0, bundle: str = "", **overrides: Any)
     Args:
         datalist: JSON file that lists the cases.
         workers: processes that share the work, 0 for this one alone.
-        bundle: root of the bundle, by default the one beside this package.
+        bundle: root of the bundle, by default the current folder if it is one, or that beside this package.
         overrides: ids of train.json to override, as they will be for the training, such as ``cache_dir``.
 
     Raises:

@@ -88,7 +88,7 @@ def segment(
         workers: processes that read cases ahead.
         strict: take a case for failed if its images give anything to warn of, such as a wrong order of sequences.
         resume: leave out cases that an earlier run has finished, which must have had the same settings.
-        bundle: root of the bundle, by default the one beside this package.
+        bundle: root of the bundle, by default the current folder if it is one, or that beside this package.
         overrides: ids of inference.json to override, such as ``checkpoint_path``.
 
     Raises:
