@@ -182,9 +182,10 @@ def test_variants_of_post_processing_set_their_switch_in_the_evaluation_alone(
         ({"section": "validation"}, "section must be one of training, test in .*, got 'validation'"),
         ({"learning_rte": 0.1}, "overrides must be ids of train.json .*, got learning_rte"),
         ({"seed": 5}, "overrides must be ids of .* other than seed, fold, .*, got seed"),
+        ({"learning_rate": True}, "--learning_rate must be followed by a value, such as 0.001, got True"),
         ({"bundle": "nowhere"}, "must hold configs/segment.json, got nowhere"),
     ],
-    ids=["variant", "reference", "fold", "section", "id", "id of a row", "bundle"],
+    ids=["variant", "reference", "fold", "section", "id", "id of a row", "no number", "bundle"],
 )
 def test_bad_names_are_refused_before_anything_runs(
     arguments: dict[str, Any], message: str, phantoms: Path, tmp_path: Path, runs: list[dict[str, Any]]

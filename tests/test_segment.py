@@ -464,10 +464,12 @@ def test_inputs_are_left_as_they_are_though_they_cannot_be_written(
         ({"device": "cuda:99"}, "device must be cpu, cuda or cuda:1, and here, got 'cuda:99'"),
         ({"order": "t1,t2"}, "order must be a permutation of t1,t1c,t2,flair, got t1,t2"),
         ({"shceme": "msd"}, r"options must be those of segment or ids of inference\.json, segment\.json, got shceme"),
+        ({"cluster_volume": True}, "--cluster_volume must be followed by a value, such as 5000, got True"),
+        ({"patch_size": True}, r"--patch_size must be followed by a value, such as \[32, 32, 16\], got True"),
         ({"save_uncertainty": "False "}, "--save_uncertainty must be True or False, got 'False '"),
         ({"bundle": "nowhere"}, r"the bundle must hold configs/segment\.json, got nowhere; name it with --bundle"),
     ],
-    ids=["scheme", "naming", "presets", "device", "order", "slip", "switch of a config", "bundle"],
+    ids="scheme,naming,presets,device,order,slip,no number,no numbers,switch of a config,bundle".split(","),
 )
 def test_an_argument_that_cannot_be_is_refused_before_anything_is_written(
     settings: dict[str, Any], message: str, phantoms: Path, small_bundle: Path, tmp_path: Path

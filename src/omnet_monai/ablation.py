@@ -15,7 +15,7 @@ from omnet_monai.budget import train_once
 from omnet_monai.comparison import Comparison, Row
 from omnet_monai.cost import machine
 from omnet_monai.datalist import read_cases, read_scored_cases
-from omnet_monai.demo import bundle_root
+from omnet_monai.demo import bundle_root, require_values
 from omnet_monai.files import require_same, sha256, whole_file
 from omnet_monai.report import write_csv
 from omnet_monai.results import read_dice
@@ -118,6 +118,7 @@ class _Ablation:
         if wrong:
             rule = f"overrides must be ids of train.json or evaluate.json other than {', '.join(SET_BY_ROW)}"
             raise ValueError(f"{rule}, got {', '.join(wrong)}")
+        require_values(parser, self.overrides)
         parser.update(self.overrides)
         self.epochs = int(parser.get_parsed_content("train#trainer#max_epochs"))
         self.steps = int(parser.get_parsed_content("steps_per_epoch"))

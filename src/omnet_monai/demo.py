@@ -19,7 +19,7 @@ from omnet_monai.report import format_table
 from omnet_monai.results import read_dice
 from omnet_monai.weights import ModelFile
 
-__all__ = ["bundle_config", "bundle_root", "demo", "generate_cases", "inference_config"]
+__all__ = ["bundle_config", "bundle_root", "demo", "generate_cases", "inference_config", "require_values"]
 
 
 def demo(
@@ -130,15 +130,24 @@ def bundle_config(root: Path, names: Sequence[str], overrides: dict[str, Any]) -
     Read a bundle's configs, each on top of those before, with overrides of their ids.
 
     Raises:
-        ValueError: for an id that they do not have.
+        ValueError: for an id that they do not have, and for a number's id without a value.
     """
     paths, parser = [root / "configs" / name for name in names], ConfigParser()
     parser.read_config(paths)
     unknown = [name for name in overrides if name not in parser]
     if unknown:
         raise ValueError(f"overrides must be ids of {', '.join(map(str, paths))}, got {', '.join(unknown)}")
+    require_values(parser, overrides)
     parser.update({"bundle_root": str(root), **overrides})
     return parser
+
+
+def require_values(parser: ConfigParser, overrides: dict[str, Any]) -> None:
+    """Refuse True for an id that has a number, or several: so a command line calls an option without its value."""
+    for name in (name for name, value in overrides.items() if value is True):
+        default = parser.get(name.replace("::", "#"))
+        if type(default) in (int, float, list):
+            raise ValueError(f"--{name} must be followed by a value, such as {default}, got True")
 
 
 def _say(text: str) -> None:

@@ -17,7 +17,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from omnet_monai import __version__
-from omnet_monai.demo import bundle_root
+from omnet_monai.demo import bundle_root, require_values
 from omnet_monai.distributed import torchrun_processes, wait_for_all
 from omnet_monai.files import sha256
 from omnet_monai.folders import files_below, left_aside
@@ -148,6 +148,7 @@ def _check_ids(root: Path, overrides: dict[str, Any]) -> None:
     parser.read_config([root / "configs" / name for name in CONFIGS])
     defaults = {name: parser.get(name.replace("::", "#")) for name in overrides}
     require_switches({name: overrides[name] for name, default in defaults.items() if isinstance(default, bool)})
+    require_values(parser, overrides)
     unknown = [name for name in overrides if name.replace("::", "#").split("#")[0] not in parser]
     if unknown:
         raise ValueError(f"options must be those of segment or ids of {', '.join(CONFIGS)}, got {', '.join(unknown)}")
