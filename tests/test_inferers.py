@@ -195,6 +195,20 @@ def test_a_search_that_finds_nothing_looks_at_the_rim_of_the_brain_too() -> None
 
 
 @torch.no_grad()
+def test_windows_that_run_after_a_search_go_through_the_network_in_full_batches() -> None:
+    x, batches = torch.full((1, 4, 64, 32, 16), 0.01), []
+    x[..., :6] = 1  # in half of the 16 windows, every second one
+
+    def network(windows: torch.Tensor) -> torch.Tensor:
+        batches.append(len(windows))
+        return windows[:, :3] * 2
+
+    out = AutocastInferer(SlidingWindowInferer(WINDOW, 3, overlap=0), **SEARCH)(x, network)
+    assert batches == [2, 3, 3, 2]  # of two windows in the search, of eight in full
+    torch.testing.assert_close(out[..., :8], 2 * x[:, :3, ..., :8])
+
+
+@torch.no_grad()
 def test_a_search_works_in_two_dimensions_and_keeps_meta_data() -> None:
     x, affine = brain_with_tumor(64, 16), torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0], dtype=torch.float64))
     inferer = AutocastInferer(SlidingWindowInferer((16, 8), 2, overlap=0), **SEARCH)

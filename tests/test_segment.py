@@ -469,7 +469,7 @@ def test_inputs_are_left_as_they_are_though_they_cannot_be_written(
         ({"save_uncertainty": "False "}, "--save_uncertainty must be True or False, got 'False '"),
         ({"bundle": "nowhere"}, r"the bundle must hold configs/segment\.json, got nowhere; name it with --bundle"),
     ],
-    ids="scheme,naming,presets,device,order,slip,no number,no numbers,switch of a config,bundle".split(","),
+    ids=["scheme", "naming", "presets", "device", "order", "slip", "no number", "no numbers", "switch", "bundle"],
 )
 def test_an_argument_that_cannot_be_is_refused_before_anything_is_written(
     settings: dict[str, Any], message: str, phantoms: Path, small_bundle: Path, tmp_path: Path

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -18,6 +20,10 @@ from omnet_monai.networks.folding import LAYOUTS, folded
 from omnet_monai.postprocessing import remove_unsure_clusters
 
 __all__ = ["AutocastInferer", "MirroringInferer", "default_device", "has_bfloat16", "windows_at_once"]
+
+
+GATHERED = 4
+"""Batches of windows from which one is made of those that run after a search: full ones take less time a window."""
 
 
 class AutocastInferer(Inferer):
@@ -116,8 +122,10 @@ class AutocastInferer(Inferer):
         mode = "trilinear" if image.dim() == 5 else "bilinear"
         found, guide = (interpolate(part, image.shape[2:], mode=mode) for part in (found, torch.stack(sure)))
         guide[(guide <= self.search_threshold).flatten(1).all(1)] = 1  # nothing is found: look everywhere
-        windows = _Windows(network, True, image.shape[1], self.search_threshold, self._margins(image))
-        return self.inferer(torch.cat([inputs, found, guide], 1), windows, *args, **kwargs)
+        gathering: Any = copy(self.inferer)
+        which = image.shape[1], self.search_threshold, self._margins(image), gathering.sw_batch_size
+        gathering.sw_batch_size *= GATHERED
+        return gathering(torch.cat([inputs, found, guide], 1), _Windows(network, True, *which), *args, **kwargs)
 
     def _margins(self, image: torch.Tensor) -> list[int]:
         """Return half of the overlap of windows in voxels, by axes; 0 along those that one window fills."""
@@ -174,29 +182,23 @@ def has_bfloat16(device_type: str) -> bool:
     return device_type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
+@dataclass
 class _Windows:
     """
     A network that takes its windows in channels-last, and does not run on those that are empty.
 
     With a threshold, a window has more channels than the ``channels`` of the image: those that a search found, which
     are its result if it does not run, and last one that must exceed the threshold for it to run, somewhere within its
-    ``margins``.
+    ``margins``. Those that run go through the network ``at_once``.
     """
 
-    def __init__(
-        self,
-        network: Callable[..., Any],
-        skip_empty: bool,
-        channels: int = 0,
-        threshold: float | None = None,
-        margins: Sequence[int] = (),
-    ) -> None:
-        self.network = network
-        self.skip_empty = skip_empty
-        self.channels = channels
-        self.threshold = threshold
-        self.margins = margins
-        self.background: torch.Tensor | None = None
+    network: Callable[..., Any]
+    skip_empty: bool
+    channels: int = 0
+    threshold: float | None = None
+    margins: Sequence[int] = ()
+    at_once: int = 0
+    background: torch.Tensor | None = None
 
     def __call__(self, windows: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.skip_empty:
@@ -209,7 +211,8 @@ class _Windows:
         runs = (within > self.threshold).flatten(1).any(1) & image.flatten(1).any(1)
         results = found.clone()
         if runs.any():
-            results[runs] = self._run(image[runs], *args, **kwargs).to(results.dtype)
+            parts = [self._run(part, *args, **kwargs) for part in image[runs].split(self.at_once)]
+            results[runs] = torch.cat(parts).to(results.dtype)
         return results
 
     def _where(self, runs: torch.Tensor, windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
