@@ -22,7 +22,7 @@ from omnet_monai.postprocessing import remove_unsure_clusters
 __all__ = ["AutocastInferer", "MirroringInferer", "default_device", "has_bfloat16", "windows_at_once"]
 
 
-GATHERED = 4
+GATHERED = 8
 """Batches of windows from which one is made of those that run after a search: full ones take less time a window."""
 
 
