@@ -71,8 +71,8 @@ def main(case: str, output: str, number: int = 200, seed: int = 0, commands: int
         ] += 1
         if label.exists() == bool(row["error"]) or "\n" in row["error"] or "Traceback" in row["error"]:
             wrong.append(f"{name} ({kind}): {row['error']}")
-        if row["error"] and not row["error"].startswith((f"case {name}: ", "missing ")):
-            wrong.append(f"{name} ({kind}) is refused without its case and file: {row['error']}")
+        if row["error"] and name not in row["error"] and not row["error"].startswith("missing "):
+            wrong.append(f"{name} ({kind}) is refused without its file: {row['error']}")
     wrong += [f"left behind: {path}" for path in (folder / "out").rglob(".*")]
     alone = [name for name in kinds if name in rows]
     wrong += [problem for name in alone[:commands] for problem in _on_the_command_line(name, folder, rows[name])]
