@@ -513,6 +513,38 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: gzip.compress(content[:400]) + gzip.compress(content[400:]),
+        lambda content: gzip.compress(content[:-400]) + gzip.compress(content[-400:]),
+        lambda content: gzip.compress(content) + bytes(512),
+        lambda content: gzip.compress(content) + gzip.compress(b"more"),
+        lambda content: gzip.compress(content + b"more"),
+    ],
+    ids=["a short first part", "a long first part", "zeros behind", "a part behind", "bytes behind the voxels"],
+)
+def test_a_compressed_file_is_read_however_it_was_written(
+    tmp_path: Path, arrays: Arrays, change: Callable[[bytes], bytes]
+) -> None:
+    path = Path(save(arrays["t2"], tmp_path / "p1_t2.nii.gz"))
+    path.write_bytes(change(gzip.decompress(path.read_bytes())))
+    array, affine = reading.read_file("p1", path)
+    assert np.array_equal(array, arrays["t2"])
+    assert np.allclose(affine, AFFINE)
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_stored_integers_are_scaled_as_the_header_says(tmp_path: Path, arrays: Arrays, order: str, ending: str) -> None:
+    image = nib.Nifti1Image(arrays["t2"], AFFINE, nib.Nifti1Header(endianness=order))
+    image.header.set_data_dtype(f"{order}i2")
+    image.header.set_slope_inter(0.5, -3)
+    nib.save(image, tmp_path / f"p1_t2.{ending}")
+    array, _ = reading.read_file("p1", tmp_path / f"p1_t2.{ending}")
+    assert np.array_equal(array, arrays["t2"] * 0.5 - 3)
+
+
 @pytest.mark.parametrize("name", BAD, ids=str)
 def test_a_case_that_does_not_fit_together_is_refused(tmp_path: Path, arrays: Arrays, name: str) -> None:
     spoil, rule = BAD[name]
