@@ -19,8 +19,8 @@ PACKAGE = ROOT / "src" / "omnet_monai"
 LAYERS = (
     "regions files",
     "networks.blocks networks.folding sequence_order measures checks layouts folders finding reading images losses"
-    " cropping transforms postprocessing edema loading sampling datalist phantom inferers optimization exported"
-    " distributed metrics uncertainty summary augmentation caching lesions",
+    " cropping normalization transforms postprocessing edema loading sampling datalist phantom inferers optimization"
+    " exported distributed metrics uncertainty summary augmentation caching lesions",
     "networks.nets networks.cascade networks curriculum weights checkpoint validation",
     "report results pictures page scoring tracking cost demo preparation variants comparison budget ablation packaging"
     " export zoo machine rivals timing benchmark segmentation overview outputs segment __main__",

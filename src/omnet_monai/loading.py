@@ -178,8 +178,8 @@ def _read_sequences(case: str, files: dict[str, Path]) -> tuple[np.ndarray, np.n
             raise _error(case, files[sequence], f"{sequence} must not be empty, got zeros only")
         grids = (volume.shape, own_affine), (first.shape, affine)
         shifts[files[sequence]] = _grid_shift(case, files[sequence], *grids)
-    image = np.zeros((len(SEQUENCES), *first.shape), dtype=np.float32)
-    with ThreadPoolExecutor() as threads:  # files have the first axis innermost, arrays the last: that takes time
+    image = torch.zeros(len(SEQUENCES), *first.shape[::-1]).numpy().transpose(0, 3, 2, 1)  # as files lie
+    with ThreadPoolExecutor() as threads:
         channels = [image[SEQUENCES.index(sequence)] for sequence in volumes]
         list(threads.map(np.copyto, channels, [volume for volume, _ in volumes.values()]))
     _warn_of_shifts(case, files[next(iter(files))], shifts)

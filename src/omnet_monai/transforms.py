@@ -210,12 +210,13 @@ def written_here(path: PathLike) -> bool:
         return False
 
 
-def nonzero(image: torch.Tensor) -> torch.Tensor:
+def nonzero(image: torch.Tensor) -> np.ndarray:
     """
     Mark voxels where any channel ``(C, *spatial)`` is not background, in a mask ``(1, *spatial)``: the ``select_fn`` of
     the brain crop, right for negative intensities too.
     """
-    return reduce(torch.logical_or, (channel != 0 for channel in image))[None]  # half of the time that any(0) takes
+    channels = image.cpu().numpy()  # in NumPy finding the box of a mask takes a third of the time
+    return reduce(np.logical_or, (channel != 0 for channel in channels))[None]
 
 
 def case_name(meta: Mapping[str, Any], saver: Any) -> dict[str, Any]:
