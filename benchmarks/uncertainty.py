@@ -114,7 +114,7 @@ def _measure(parser: ConfigParser, case: dict[str, Any], run: Run) -> dict[str, 
         maps["disagreement"] = maps["mean entropy"] - _entropies(torch.stack(passes)).mean((0, 1))[None]
     *refine, _ = parser.get_parsed_content("postprocessing").transforms  # all but saving
     back = Invertd(["probs", "maps"], prepare, "image", nearest_interp=False)
-    results = {"pred": mean, "probs": mean, "maps": torch.cat([*maps.values()])}
+    results = {"pred": mean.clone(), "probs": mean, "maps": torch.cat([*maps.values()])}
     masks_of = LabelsToRegionsd("pred", parser.get_parsed_content("label_scheme"))
     data |= {name: MetaTensor(values, affine=data["image"].affine) for name, values in results.items()}
     data = Compose([*refine, back, masks_of])(data)

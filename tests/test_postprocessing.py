@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -9,6 +11,7 @@ from monai.data import MetaTensor
 from omnet_monai.edema import RelabelEdemad, relabel_edema
 from omnet_monai.postprocessing import (
     FillCoreHolesd,
+    RefineRegionsd,
     RelabelSmallEnhancingd,
     RemoveSmallClustersd,
     RemoveUnsureClustersd,
@@ -36,6 +39,12 @@ def make_probs(*sizes: int, length: int = 80) -> torch.Tensor:
     return probs
 
 
+def without_small_clusters(probs: torch.Tensor, *args: float, **kwargs: Any) -> torch.Tensor:
+    cleared = probs.clone()
+    remove_small_clusters(cleared, *args, **kwargs)
+    return cleared
+
+
 def kept(probs: torch.Tensor) -> int:
     return int((probs[0] > 0.5).sum())
 
@@ -47,12 +56,12 @@ def kept(probs: torch.Tensor) -> int:
 )
 def test_a_cluster_goes_only_if_it_is_below_both_limits(max_size: float, max_share: float, expected: int) -> None:
     probs = make_probs(40, 2, 3)  # a tenth of the largest are 4 voxels, a twentieth 2, a sixteenth 2.5
-    assert kept(remove_small_clusters(probs, max_size, max_share)) == expected
+    assert kept(without_small_clusters(probs, max_size, max_share)) == expected
 
 
 def test_all_regions_are_cleared_and_what_stays_is_untouched() -> None:
     probs = make_probs(40, 2)
-    cleared = remove_small_clusters(probs, 10)
+    cleared = without_small_clusters(probs, 10)
     assert (cleared[:, 1, 1, 41:43] == 0).all()
     cleared[:, 1, 1, 41:43] = probs[:, 1, 1, 41:43]
     assert torch.equal(cleared, probs)
@@ -65,7 +74,7 @@ def test_all_regions_are_cleared_and_what_stays_is_untouched() -> None:
 )
 def test_a_small_cluster_of_a_region_becomes_what_is_around_it(region: str, expected: int) -> None:
     probs = make_probs(40, 3)
-    cleared = remove_small_clusters(probs, 10, region=region)
+    cleared = without_small_clusters(probs, 10, region=region)
     assert (classes_from_regions(cleared)[0, 1, 1, 41:44] == expected).all()
     assert torch.equal(cleared[..., :41], probs[..., :41])
 
@@ -74,9 +83,16 @@ def test_clusters_of_a_region_are_those_inside_the_regions_around_it() -> None:
     probs = make_probs(40)
     probs[1:, 1, 1, 10:12] = 0.25  # without core, so ET has clusters of 10 and 28 there, or of 40 by itself
     probs[2, 1, 1, 10:12] = 0.75
-    cleared = remove_small_clusters(probs, 20, max_share=0.5, region="ET")
+    cleared = without_small_clusters(probs, 20, max_share=0.5, region="ET")
     assert (cleared[2, 1, 1, :10] == 0).all()
     assert (cleared[2, 1, 1, 12:40] == 0.75).all()
+
+
+@pytest.mark.parametrize("step", [RemoveUnsureClustersd("pred", 0.9), RemoveSmallClustersd("pred", 1000)])
+def test_probabilities_are_refined_in_place(step: RefineRegionsd) -> None:
+    probs = make_probs(40, 3)
+    assert step({"pred": probs})["pred"] is probs
+    assert kept(probs) == (0 if isinstance(step, RemoveUnsureClustersd) else 40)
 
 
 def test_another_region_is_refused() -> None:
@@ -87,15 +103,15 @@ def test_another_region_is_refused() -> None:
 def test_clusters_that_touch_at_a_corner_are_one() -> None:
     probs = make_probs(40)
     probs[:, 0, 0, 40] = 0.75
-    assert kept(remove_small_clusters(probs, 100)) == 41
+    assert kept(without_small_clusters(probs, 100)) == 41
     probs[:, 0, 0, 40:42] = torch.tensor([0.25, 0.75])
-    assert kept(remove_small_clusters(probs, 100)) == 40
+    assert kept(without_small_clusters(probs, 100)) == 40
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0], ids=["no tumor", "all tumor"])
 def test_without_a_second_cluster_nothing_changes(value: float) -> None:
     probs = torch.full((3, 4, 4, 4), value)
-    assert torch.equal(remove_small_clusters(probs, 1e9), probs)
+    assert torch.equal(without_small_clusters(probs, 1e9), probs)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +121,7 @@ def test_a_cluster_that_is_certain_nowhere_goes_whatever_its_size(min_peak: floa
     probs = make_probs(40, 30, 2)
     probs[0, 1, 1, 45] = 0.95  # one voxel of the second cluster
     probs[0, 1, 1, 72] = 0.96  # and one of the third
-    cleared = RemoveUnsureClustersd("pred", min_peak)({"pred": probs})["pred"]
+    cleared = RemoveUnsureClustersd("pred", min_peak)({"pred": probs.clone()})["pred"]
     assert kept(cleared) == expected
     assert torch.equal(cleared[:, probs[0] < 0.5], probs[:, probs[0] < 0.5])
     assert (cleared[1:, probs[0] > 0.5] > 0.5).sum() == 2 * expected  # TC and ET go and stay with WT
@@ -114,14 +130,14 @@ def test_a_cluster_that_is_certain_nowhere_goes_whatever_its_size(min_peak: floa
 @pytest.mark.parametrize("value", [0.0, 1.0], ids=["no tumor", "all tumor"])
 def test_what_is_certain_everywhere_stays(value: float) -> None:
     probs = torch.full((3, 4, 4, 4), value)
-    assert torch.equal(RemoveUnsureClustersd("pred", 0.9)({"pred": probs})["pred"], probs)
+    assert torch.equal(RemoveUnsureClustersd("pred", 0.9)({"pred": probs.clone()})["pred"], probs)
 
 
 def test_unsure_clusters_are_those_of_a_threshold_of_its_own() -> None:
     probs = make_probs(40)  # at 0.75 and, before and behind, 0.25
-    assert kept(RemoveUnsureClustersd("pred", 0.7, threshold=0.2)({"pred": probs})["pred"]) == 40
+    assert kept(RemoveUnsureClustersd("pred", 0.7, threshold=0.2)({"pred": probs.clone()})["pred"]) == 40
     probs[0, 1, 1, 45:50] = 0.4  # part of no cluster at 0.5, a cluster at 0.3
-    cleared = RemoveUnsureClustersd("pred", 0.7, threshold=0.3)({"pred": probs})["pred"]
+    cleared = RemoveUnsureClustersd("pred", 0.7, threshold=0.3)({"pred": probs.clone()})["pred"]
     assert (cleared[0, 1, 1, 45:50] == 0).all()
     assert kept(cleared) == 40
 
@@ -153,7 +169,7 @@ def test_less_certainty_is_asked_of_a_case_without_a_sequence(
     if absent is not None:
         image[absent] = 0
     clear = RemoveUnsureClustersd("pred", peaks[0], incomplete_peak=peaks[1])
-    assert kept(clear({"pred": probs, "image": image})["pred"]) == expected
+    assert kept(clear({"pred": probs.clone(), "image": image})["pred"]) == expected
 
 
 def test_the_limit_is_a_volume_in_cubic_millimeters() -> None:
@@ -194,7 +210,7 @@ def core_around(hole: tuple[slice, ...]) -> torch.Tensor:
 
 
 def fill(probs: torch.Tensor) -> torch.Tensor:
-    return FillCoreHolesd("pred")({"pred": probs})["pred"]
+    return FillCoreHolesd("pred")({"pred": probs.clone()})["pred"]
 
 
 def test_a_hole_enclosed_by_the_core_becomes_core() -> None:
@@ -280,19 +296,18 @@ def make_sparse(**changes: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def relabel(probs: torch.Tensor, image: torch.Tensor, **limits: float) -> torch.Tensor:
-    return RelabelEdemad("pred", **limits)({"pred": probs, "image": image})["pred"]
+    return RelabelEdemad("pred", **limits)({"pred": probs.clone(), "image": image})["pred"]
 
 
 def test_the_likelier_of_two_groups_of_edema_becomes_non_enhancing() -> None:
     probs, image = make_sparse()
-    before, seen = probs.clone(), image.clone()
+    seen = image.clone()
     relabeled = relabel(probs, image)
     assert count(relabeled) == [10, 4 + 30, 57, 9]
     bright = image[1].bool()
     assert (relabeled[1][bright] == 1).all()
     assert (relabeled[2][bright] == 0).all()
     assert torch.equal(relabeled[:, ~bright], probs[:, ~bright])
-    assert torch.equal(probs, before)
     assert torch.equal(image, seen)
 
 
@@ -357,15 +372,15 @@ def test_the_same_case_gives_the_same_groups_whatever_was_drawn_before() -> None
 def test_edema_stays_where_a_part_of_the_core_is_as_large_as_its_limit(changes: dict[str, int]) -> None:
     probs, image = make_sparse(**changes)
     assert sum(count(probs)[1:]) == 100
-    assert relabel(probs, image) is probs
+    assert torch.equal(relabel(probs, image), probs)
 
 
 def test_the_limits_are_arguments() -> None:
     probs, image = make_sparse()
-    assert relabel(probs, image, max_enhancing_share=0.09) is probs
-    assert relabel(probs, image, max_non_enhancing_share=0.04) is probs
-    assert relabel(probs, image, max_enhancing_volume=9) is probs
-    assert relabel(probs, image, max_enhancing_share=0.091, max_non_enhancing_share=0.041) is not probs
+    assert torch.equal(relabel(probs, image, max_enhancing_share=0.09), probs)
+    assert torch.equal(relabel(probs, image, max_non_enhancing_share=0.04), probs)
+    assert torch.equal(relabel(probs, image, max_enhancing_volume=9), probs)
+    assert not torch.equal(relabel(probs, image, max_enhancing_share=0.091, max_non_enhancing_share=0.041), probs)
 
 
 @pytest.mark.parametrize(("side", "fires"), [(4.8, True), (4.81, False)], ids=["995 mm3", "1001 mm3"])
@@ -414,30 +429,28 @@ def test_an_image_on_another_grid_is_refused_by_the_name_of_its_case() -> None:
 def test_enhancing_tumor_below_a_volume_becomes_non_enhancing(max_volume: float, expected: int) -> None:
     probs = MetaTensor(along_a_line(background=2, necrosis=4, enhancing=3, edema=5), affine=TALL)  # 6 mm3 enhance
     probs[2, 0, 0, 0] = 0.75  # outside the tumor: no part of it
-    before = probs.clone()
-    relabeled = RelabelSmallEnhancingd("pred", max_volume)({"pred": probs})["pred"]
+    relabeled = RelabelSmallEnhancingd("pred", max_volume)({"pred": probs.clone()})["pred"]
     assert count(relabeled) == [2, 4 + 3 - expected, 5, expected]
     assert torch.equal(relabeled[:2], probs[:2])
-    assert torch.equal(probs, before)
 
 
 @pytest.mark.parametrize(("height", "expected"), [(66.6, 0), (66.7, 3)], ids=["199.8 mm3", "200.1 mm3"])
 def test_enhancing_tumor_below_200_mm3_counts_as_small_by_default(height: float, expected: int) -> None:
     affine = torch.diag(torch.tensor([1.0, 1.0, height, 1.0]))
     probs = MetaTensor(along_a_line(necrosis=4, enhancing=3, edema=5), affine=affine)
-    assert count(RelabelSmallEnhancingd("pred")({"pred": probs})["pred"])[3] == expected
+    assert count(RelabelSmallEnhancingd("pred")({"pred": probs.clone()})["pred"])[3] == expected
 
 
 @pytest.mark.parametrize("step", [RelabelSmallEnhancingd("pred", 1e9), FillCoreHolesd("pred")], ids=["ET", "holes"])
 @pytest.mark.parametrize("value", [0.0, 1.0], ids=["no tumor", "all tumor"])
 def test_empty_and_full_masks_keep_whole_tumor_and_core(step: RelabelSmallEnhancingd, value: float) -> None:
     probs = torch.full((3, 4, 4, 4), value)
-    assert torch.equal(step({"pred": probs})["pred"][:2], probs[:2])
+    assert torch.equal(step({"pred": probs.clone()})["pred"][:2], probs[:2])
 
 
 @pytest.mark.parametrize("step", [FillCoreHolesd, RelabelEdemad], ids=["holes", "edema"])
 def test_a_step_that_is_switched_off_does_nothing_and_a_text_is_no_switch(step: type) -> None:
     probs, image = make_sparse()
-    assert step("pred", enabled=False)({"pred": probs, "image": image})["pred"] is probs
+    assert torch.equal(step("pred", enabled=False)({"pred": probs.clone(), "image": image})["pred"], probs)
     with pytest.raises(ValueError, match=r"enabled must be True or False, capitalized .*, got 'false'"):
         step("pred", enabled="false")

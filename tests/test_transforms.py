@@ -394,7 +394,7 @@ def test_a_segmentation_is_saved_under_its_case_on_the_grid_of_the_files(
 
 def test_a_moved_threshold_becomes_one_half_and_the_ends_stay() -> None:
     probs = torch.tensor([[0.0, 0.2, 0.5, 1.0]]).repeat(3, 1)
-    moved = MoveThresholdsd("pred", thresholds=[0.2, 0.5, 0.8])({"pred": probs})["pred"]
+    moved = MoveThresholdsd("pred", thresholds=[0.2, 0.5, 0.8])({"pred": probs.clone()})["pred"]
     # Odds of 0, 1/4, 1 and infinity, over the thresholds' 1/4, 1 and 4.
     expected = torch.tensor([[0, 1 / 2, 4 / 5, 1], [0, 1 / 5, 1 / 2, 1], [0, 1 / 17, 1 / 5, 1]])
     torch.testing.assert_close(moved, expected)
@@ -403,7 +403,7 @@ def test_a_moved_threshold_becomes_one_half_and_the_ends_stay() -> None:
 def test_moved_thresholds_draw_the_same_line_and_keep_what_is_known_of_the_image() -> None:
     torch.manual_seed(0)
     probs = MetaTensor(torch.rand(3, 6, 5, 4), meta={"case": "a"})
-    moved = MoveThresholdsd("pred", thresholds=[0.3, 0.4, 0.6])({"pred": probs})["pred"]
+    moved = MoveThresholdsd("pred", thresholds=[0.3, 0.4, 0.6])({"pred": probs.clone()})["pred"]
     assert torch.equal(moved > 0.5, probs > torch.tensor([0.3, 0.4, 0.6])[:, None, None, None])
     assert moved.meta["case"] == "a"
 

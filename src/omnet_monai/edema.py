@@ -52,19 +52,20 @@ class RelabelEdemad(RefineRegionsd):
         self.max_non_enhancing_share = max_non_enhancing_share
         self.max_enhancing_volume = max_enhancing_volume
 
-    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
+    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> None:
         """Relabel edema if all conditions hold."""
         classes = classes_from_regions(probs)
         _, non_enhancing, edema, enhancing = torch.bincount(classes.flatten(), minlength=4).tolist()
         whole = non_enhancing + edema + enhancing
         lacks_core = non_enhancing < self.max_non_enhancing_share * whole
         lacks_core &= enhancing < min(self.max_enhancing_share * whole, self.max_enhancing_volume / voxel)
-        return relabel_edema(probs, data[self.image_key]) if lacks_core else probs
+        if lacks_core:
+            relabel_edema(probs, data[self.image_key])
 
 
-def relabel_edema(probs: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def relabel_edema(probs: torch.Tensor, image: torch.Tensor) -> None:
     """
-    Split the predicted edema into two groups by K-means on its intensities, and turn the likelier one into
+    Split the predicted edema into two groups by K-means on its intensities, and turn the likelier one, in place, into
     non-enhancing core: probability of TC 1, of ET 0.
 
     The likelier group has the larger mean of ``max(TC - ET, 0)``, which stands in for the probability of the class. The
@@ -73,9 +74,6 @@ def relabel_edema(probs: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     Args:
         probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
         image: normalized sequences, shape ``(C, *spatial)``.
-
-    Returns:
-        Probabilities, likewise; the given tensor itself is left as it was.
 
     Raises:
         ValueError: if image and probabilities differ in spatial shape.
@@ -88,14 +86,12 @@ def relabel_edema(probs: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     values = convert_to_tensor(image, track_meta=False)[:, edema.to(image.device)].T.double().cpu().numpy()
     likely = (probs[_CORE] - probs[_ENHANCING]).clamp(min=0)[edema].double().cpu().numpy()
     if not likely.size or np.ptp(likely) == 0:
-        return probs
+        return
     above = likely > likely.mean()
     starts = np.stack([values[~above].mean(0), values[above].mean(0)])
     if np.array_equal(*starts):  # one group
-        return probs
+        return
     _, group = kmeans2(values, starts, iter=100, minit="matrix", missing="raise")  # more steps than it takes
     chosen = group == np.argmax([likely[group == k].mean() for k in range(2)])
     relabeled = torch.zeros_like(edema).masked_scatter(edema, torch.as_tensor(chosen, device=edema.device))
-    result = probs.clone()
-    result[_CORE, relabeled], result[_ENHANCING, relabeled] = 1, 0
-    return result
+    probs[_CORE, relabeled], probs[_ENHANCING, relabeled] = 1, 0

@@ -21,7 +21,6 @@ from omnet_monai.postprocessing import remove_unsure_clusters
 
 __all__ = ["AutocastInferer", "MirroringInferer", "default_device", "has_bfloat16", "windows_at_once"]
 
-
 GATHERED = 8
 """Batches of windows from which one is made of those that run after a search: full ones take less time a window."""
 
@@ -118,19 +117,20 @@ class AutocastInferer(Inferer):
         image = convert_to_tensor(inputs)
         small = interpolate(image, self._search_size(image), mode="area")
         found = self.inferer(small, _Windows(network, True), *args, **kwargs).to(image.device)
-        sure = [remove_unsure_clusters(whole, self.search_peak, self.search_threshold) for whole in found[:, :1]]
+        sure = found[:, :1].clone()
+        for whole in sure:
+            remove_unsure_clusters(whole, self.search_peak, self.search_threshold)
         mode = "trilinear" if image.dim() == 5 else "bilinear"
-        found, guide = (interpolate(part, image.shape[2:], mode=mode) for part in (found, torch.stack(sure)))
+        found, guide = (interpolate(part, image.shape[2:], mode=mode) for part in (found, sure))
         guide[(guide <= self.search_threshold).flatten(1).all(1)] = 1  # nothing is found: look everywhere
         gathering: Any = copy(self.inferer)
-        which = image.shape[1], self.search_threshold, self._margins(image), gathering.sw_batch_size
+        which = image.shape[1], self.search_threshold, self._margins(image.shape[2:]), gathering.sw_batch_size
         gathering.sw_batch_size *= GATHERED
         return gathering(torch.cat([inputs, found, guide], 1), _Windows(network, True, *which), *args, **kwargs)
 
-    def _margins(self, image: torch.Tensor) -> list[int]:
+    def _margins(self, sides: Sequence[int]) -> list[int]:
         """Return half of the overlap of windows in voxels, by axes; 0 along those that one window fills."""
         sliding: Any = self.inferer
-        sides = image.shape[2:]
         windows, overlaps = fall_back_tuple(sliding.roi_size, sides), ensure_tuple_rep(sliding.overlap, len(sides))
         return [
             int(width * overlap / 2) if width < side else 0
@@ -187,9 +187,9 @@ class _Windows:
     """
     A network that takes its windows in channels-last, and does not run on those that are empty.
 
-    With a threshold, a window has more channels than the ``channels`` of the image: those that a search found, which
-    are its result if it does not run, and last one that must exceed the threshold for it to run, somewhere within its
-    ``margins``. Those that run go through the network ``at_once``.
+    With a threshold, a window has more channels than the ``channels`` of the image: what a search found, its result if
+    it does not run, and last one that must exceed the threshold somewhere within its ``margins`` for it to run. Those
+    that run go through the network ``at_once``.
     """
 
     network: Callable[..., Any]

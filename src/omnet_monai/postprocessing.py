@@ -32,7 +32,8 @@ class RefineRegionsd(MapTransform):
     """
     A step of refinement that can be switched off. ``keys`` are those of the region probabilities, each a ``MetaTensor``
     whose affine gives the voxels' size, shape ``(3, *spatial)``; without an affine a voxel is 1 mm3. A region is where
-    its probability exceeds 0.5: other thresholds are moved there first, by ``MoveThresholdsd``.
+    its probability exceeds 0.5: other thresholds are moved there first, by ``MoveThresholdsd``. Probabilities change in
+    place, as copying those of a brain takes longer than most steps.
     """
 
     def __init__(self, keys: KeysCollection, enabled: bool = True) -> None:
@@ -42,14 +43,14 @@ class RefineRegionsd(MapTransform):
         self.enabled = enabled
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace each key's probabilities by refined ones."""
+        """Refine each key's probabilities in place."""
         result = dict(data)
         for key in self.key_iterator(result) if self.enabled else ():
-            result[key] = self.refine(result[key], voxel_volume(result[key]), result)
+            self.refine(result[key], voxel_volume(result[key]), result)
         return result
 
-    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
-        """Return refined probabilities, not changing the given ones; a voxel has the volume ``voxel`` in mm3."""
+    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> None:
+        """Refine probabilities in place; a voxel has the volume ``voxel`` in mm3."""
         raise NotImplementedError
 
 
@@ -88,9 +89,9 @@ class RemoveUnsureClustersd(RefineRegionsd):
         self.incomplete_peak = min_peak if incomplete_peak is None else min(min_peak, incomplete_peak)
         self.image_key = image_key
 
-    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
+    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> None:
         """Clear the unsure clusters."""
-        return remove_unsure_clusters(probs, self._limit(data), self.threshold)
+        remove_unsure_clusters(probs, self._limit(data), self.threshold)
 
     def _limit(self, data: Mapping[Hashable, Any]) -> float:
         complete = self.image_key not in data or all(sequence.any() for sequence in data[self.image_key])
@@ -123,9 +124,9 @@ class RemoveSmallClustersd(RefineRegionsd):
         self.max_share = max_share
         self.region = region
 
-    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
+    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> None:
         """Clear the small clusters."""
-        return remove_small_clusters(probs, self.max_volume / voxel, self.max_share, self.region)
+        remove_small_clusters(probs, self.max_volume / voxel, self.max_share, self.region)
 
 
 class FillCoreHolesd(RefineRegionsd):
@@ -142,13 +143,13 @@ class FillCoreHolesd(RefineRegionsd):
         ValueError: if ``enabled`` is no truth value.
     """
 
-    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
+    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> None:
         """Fill the holes."""
         whole, core = (probs[: _CORE + 1] > 0.5).cpu().numpy()
         box = _box(core & whole)
         whole, core = whole[box], core[box]
         holes = _enclosed_in_a_plane(core & whole) & whole & ~core
-        return _changed(probs, (_CORE, *box), holes, 1)
+        _set(probs[_CORE], box, holes, 1)
 
 
 class RelabelSmallEnhancingd(RefineRegionsd):
@@ -165,57 +166,49 @@ class RelabelSmallEnhancingd(RefineRegionsd):
         super().__init__(keys, enabled=max_volume > 0)
         self.max_volume = max_volume
 
-    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> torch.Tensor:
+    def refine(self, probs: torch.Tensor, voxel: float, data: Mapping[Hashable, Any]) -> None:
         """Clear small enhancing tumor."""
         enhancing = int((classes_from_regions(probs) == ENHANCING).sum())
-        if enhancing * voxel >= self.max_volume:
-            return probs
-        return probs.index_fill(0, torch.tensor([_ENHANCING], device=probs.device), 0)
+        if enhancing * voxel < self.max_volume:
+            probs[_ENHANCING] = 0
 
 
-def remove_unsure_clusters(probs: torch.Tensor, min_peak: float, threshold: float = 0.5) -> torch.Tensor:
+def remove_unsure_clusters(probs: torch.Tensor, min_peak: float, threshold: float = 0.5) -> None:
     """
-    Set all probabilities to 0 in each 26-connected cluster of WT where its own is nowhere above ``min_peak``.
+    Set all probabilities to 0, in place, in each 26-connected cluster of WT where its own is nowhere above
+    ``min_peak``.
 
     Args:
         probs: probabilities of WT and maybe of further regions in [0, 1], shape ``(R, *spatial)``.
         min_peak: what the probability of WT must exceed somewhere.
         threshold: WT is where its probability exceeds this.
-
-    Returns:
-        Probabilities of the same shape; the given tensor itself is left as it was.
     """
     box, clusters, number = _clusters(probs[: _WHOLE + 1] > threshold)
     whole, values = clusters > 0, probs[_WHOLE][box].cpu().numpy()
     peaks = np.zeros(number + 1, values.dtype)
     np.maximum.at(peaks, clusters[whole], values[whole])
     unsure = (peaks <= min_peak) & (np.arange(number + 1) > 0)  # background stays as it is
-    return _changed(probs, (slice(None), *box), unsure[clusters], 0)
+    _set(probs, (slice(None), *box), unsure[clusters], 0)
 
 
-def remove_small_clusters(
-    probs: torch.Tensor, max_size: float, max_share: float = 0.1, region: str = "WT"
-) -> torch.Tensor:
+def remove_small_clusters(probs: torch.Tensor, max_size: float, max_share: float = 0.1, region: str = "WT") -> None:
     """
-    Set the probabilities of a region, and of those inside it, to 0 in each 26-connected cluster of it that is smaller
-    than ``max_size`` and smaller than ``max_share`` of the largest cluster. It is where its probability, and those of
-    the regions around it, exceed 0.5.
+    Set the probabilities of a region, and of those inside it, to 0, in place, in each 26-connected cluster of it that
+    is smaller than ``max_size`` and smaller than ``max_share`` of the largest cluster. It is where its probability, and
+    those of the regions around it, exceed 0.5.
 
     Args:
         probs: probabilities of WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
         max_size: clusters of at least so many voxels stay.
         max_share: so do clusters of at least this share of the largest one's voxels.
         region: "WT", "TC" or "ET".
-
-    Returns:
-        Probabilities, shape ``(3, *spatial)``; the given tensor itself is left as it was.
     """
     first = list(REGIONS).index(region)
     box, clusters, number = _clusters(probs[: first + 1] > 0.5)
     sizes = np.bincount(clusters.ravel(), minlength=number + 1)
     sizes[0] = sizes[1:].max(initial=0)  # background stays as it is
     small = sizes < min(max_size, max_share * sizes[0])
-    return _changed(probs, (slice(first, None), *box), small[clusters], 0)
+    _set(probs[first:], (slice(None), *box), small[clusters], 0)
 
 
 def _clusters(regions: torch.Tensor) -> tuple[tuple[slice, ...], np.ndarray, int]:
@@ -232,13 +225,10 @@ def _box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(slice(found[0], found[-1] + 1) if found.size else slice(0) for found in planes)
 
 
-def _changed(probs: torch.Tensor, part: tuple[slice | int, ...], where: np.ndarray, value: float) -> torch.Tensor:
-    """Set a part of the probabilities to a value at some voxels; at none, return the given."""
-    if not where.any():
-        return probs
-    changed = probs.clone()
-    changed[part] = changed[part].masked_fill(torch.as_tensor(where, device=probs.device), value)
-    return changed
+def _set(probs: torch.Tensor, box: tuple[slice, ...], where: np.ndarray, value: float) -> None:
+    """Set probabilities within a box to a value where a mask of it says so."""
+    if where.any():
+        probs[box].masked_fill_(torch.as_tensor(where, device=probs.device), value)
 
 
 def _enclosed_in_a_plane(mask: np.ndarray) -> np.ndarray:

@@ -105,8 +105,8 @@ class Volume:
         others, results = self._masks(reference[0].float()), {}
         for name, inferer in inferers.items():
             probs = inferer(self.image, network)
-            scores = self.dice(self._masks(probs[0]), others)
-            results[name] = {"largest": float((probs - reference).abs().max()), "dice": scores}
+            largest = float((probs - reference).abs().max())
+            results[name] = {"largest": largest, "dice": self.dice(self._masks(probs[0]), others)}
         return results
 
     def dice(self, masks: torch.Tensor, others: torch.Tensor | None) -> list[float] | None:
@@ -150,7 +150,7 @@ class Volume:
         return {name: None if np.isnan(took) else took for name, took in medians.items()}  # JSON knows no NaN
 
     def _masks(self, probs: torch.Tensor) -> torch.Tensor:
-        """Turn probabilities into the region masks of the label map that is saved."""
+        """Turn probabilities, which are refined in place, into the region masks of the label map that is saved."""
         return regions_from_classes(classes_from_codes(self._refine(probs)["pred"], self.scheme))
 
     def _refine(self, probs: torch.Tensor) -> dict[str, Any]:

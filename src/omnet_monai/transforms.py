@@ -46,7 +46,8 @@ class MoveThresholdsd(MapTransform):
     Move each region's threshold to 0.5, where every later step draws the line (ours): a network that was trained
     against bias fields is less sure of a new patient's tumor than of a training patient's.
 
-    The odds of a region are divided by those of its threshold: probabilities keep their order, and 0 and 1 stay.
+    The odds of a region are divided by those of its threshold, in place: probabilities keep their order, and 0 and 1
+    stay.
 
     Args:
         keys: keys of the region probabilities WT, TC, ET in [0, 1], shape ``(3, *spatial)``.
@@ -63,15 +64,12 @@ class MoveThresholdsd(MapTransform):
         self.thresholds = tuple(thresholds)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace each key's probabilities by moved ones."""
+        """Move each key's probabilities in place."""
         result = dict(data)
         for key in self.key_iterator(result):
-            moved = result[key].clone()
-            for probs, threshold in zip(moved, self.thresholds, strict=True):
+            for probs, threshold in zip(result[key], self.thresholds, strict=True):
                 if threshold != 0.5:
-                    against = (1 - probs).mul_(threshold / (1 - threshold)).add_(probs)  # in place: a volume is large
-                    probs.div_(against)
-            result[key] = moved
+                    probs.div_((1 - probs).mul_(threshold / (1 - threshold)).add_(probs))
         return result
 
 
