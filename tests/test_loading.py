@@ -490,6 +490,10 @@ BAD = {
     "truncated, not compressed": (truncate_plain, r"p1_t2\.nii: file must be readable, got OSError"),
     "truncated MetaImage": (truncate_mha, r"p1_t2\.mha: file must be readable, got RuntimeError"),
     "no voxels": (sized(0, "p1_t2.nii.gz"), T2 + r"file must hold voxels, got a shape of \(0"),
+    "fewer voxels than stated": (
+        sized(9, "p1_t2.nii.gz"),
+        T2 + "file must be readable, got EOFError: 1972 bytes by the header, 1792 in the file",  # 352 before the voxels
+    ),
     "a side below 0": (sized(-8, "p1_t2.nii.gz"), T2 + r"file must be readable, got"),
     "a side below 0, not compressed": (sized(-8, "p1_t2.nii"), r"p1_t2\.nii: file must be readable, got OverflowError"),
     "not an image": (write_text, T2 + "file must be readable, got"),
