@@ -168,18 +168,17 @@ def _check_list(case: str, files: dict[str, Path]) -> None:
 
 def _read_sequences(case: str, files: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
     """Read 3-D files that share a grid into float32 of shape ``(4, H, W, D)``, with the first one's affine."""
-    with ThreadPoolExecutor() as threads:  # which decompress at the same time
+    with ThreadPoolExecutor() as threads:  # which decompress, and convert, at the same time
         volumes = dict(zip(files, threads.map(partial(read_file, case), files.values()), strict=True))
-    (first, affine), shifts = next(iter(volumes.values())), {}
-    for sequence, (volume, own_affine) in volumes.items():
-        if volume.ndim != 3:
-            raise _error(case, files[sequence], f"{sequence} must be a 3-D image, got shape {volume.shape}")
-        if not volume.any():
-            raise _error(case, files[sequence], f"{sequence} must not be empty, got zeros only")
-        grids = (volume.shape, own_affine), (first.shape, affine)
-        shifts[files[sequence]] = _grid_shift(case, files[sequence], *grids)
-    image = torch.zeros(len(SEQUENCES), *first.shape[::-1]).numpy().transpose(0, 3, 2, 1)  # as files lie
-    with ThreadPoolExecutor() as threads:
+        (first, affine), shifts = next(iter(volumes.values())), {}
+        for sequence, (volume, own_affine) in volumes.items():
+            if volume.ndim != 3:
+                raise _error(case, files[sequence], f"{sequence} must be a 3-D image, got shape {volume.shape}")
+            if not volume.any():
+                raise _error(case, files[sequence], f"{sequence} must not be empty, got zeros only")
+            grids = (volume.shape, own_affine), (first.shape, affine)
+            shifts[files[sequence]] = _grid_shift(case, files[sequence], *grids)
+        image = torch.zeros(len(SEQUENCES), *first.shape[::-1]).numpy().transpose(0, 3, 2, 1)  # as files lie
         channels = [image[SEQUENCES.index(sequence)] for sequence in volumes]
         list(threads.map(np.copyto, channels, [volume for volume, _ in volumes.values()]))
     _warn_of_shifts(case, files[next(iter(files))], shifts)

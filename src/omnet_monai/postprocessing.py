@@ -149,7 +149,7 @@ class FillCoreHolesd(RefineRegionsd):
         box = _box(core & whole)
         whole, core = whole[box], core[box]
         holes = _enclosed_in_a_plane(core & whole) & whole & ~core
-        _set(probs[_CORE], box, holes, 1)
+        probs[_CORE][box].masked_fill_(torch.as_tensor(holes, device=probs.device), 1)
 
 
 class RelabelSmallEnhancingd(RefineRegionsd):
@@ -188,7 +188,7 @@ def remove_unsure_clusters(probs: torch.Tensor, min_peak: float, threshold: floa
     peaks = np.zeros(number + 1, values.dtype)
     np.maximum.at(peaks, clusters[whole], values[whole])
     unsure = (peaks <= min_peak) & (np.arange(number + 1) > 0)  # background stays as it is
-    _set(probs, (slice(None), *box), unsure[clusters], 0)
+    _clear(probs, box, clusters, unsure)
 
 
 def remove_small_clusters(probs: torch.Tensor, max_size: float, max_share: float = 0.1, region: str = "WT") -> None:
@@ -208,7 +208,7 @@ def remove_small_clusters(probs: torch.Tensor, max_size: float, max_share: float
     sizes = np.bincount(clusters.ravel(), minlength=number + 1)
     sizes[0] = sizes[1:].max(initial=0)  # background stays as it is
     small = sizes < min(max_size, max_share * sizes[0])
-    _set(probs[first:], (slice(None), *box), small[clusters], 0)
+    _clear(probs[first:], box, clusters, small)
 
 
 def _clusters(regions: torch.Tensor) -> tuple[tuple[slice, ...], np.ndarray, int]:
@@ -225,10 +225,10 @@ def _box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(slice(found[0], found[-1] + 1) if found.size else slice(0) for found in planes)
 
 
-def _set(probs: torch.Tensor, box: tuple[slice, ...], where: np.ndarray, value: float) -> None:
-    """Set probabilities within a box to a value where a mask of it says so."""
-    if where.any():
-        probs[box].masked_fill_(torch.as_tensor(where, device=probs.device), value)
+def _clear(probs: torch.Tensor, box: tuple[slice, ...], clusters: np.ndarray, which: np.ndarray) -> None:
+    """Set probabilities within a box to 0 in some of its numbered clusters."""
+    if which.any():
+        probs[(slice(None), *box)].masked_fill_(torch.as_tensor(which[clusters], device=probs.device), 0)
 
 
 def _enclosed_in_a_plane(mask: np.ndarray) -> np.ndarray:

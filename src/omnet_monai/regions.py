@@ -148,7 +148,8 @@ def codes_from_classes(label: torch.Tensor, scheme: str = "brats2023") -> torch.
     written = {cls: code for code, cls in reversed(SCHEMES[scheme].items())}  # reversed: a class keeps its first code
     codes = torch.zeros_like(label, dtype=torch.uint8)
     for cls, code in written.items():
-        codes += (label == cls).to(torch.uint8) * code  # writing through a mask takes ten times as long
+        if code:
+            codes += (label == cls).to(torch.uint8) * code  # writing through a mask takes ten times as long
     return codes
 
 
