@@ -54,7 +54,8 @@ def main(cases: str, **overrides: Any) -> None:
     parser, rows, wrong = inference_config(bundle_root(), overrides), [], []
     load_weights(parser.get_parsed_content("network").eval(), parser.get_parsed_content("checkpoint_path"))
     for case in read_images(cases):
-        images = {name: nibabel.load(file) for name, file in zip(SEQUENCES, case["image"], strict=True)}
+        files = zip(SEQUENCES, case["image"], strict=True)
+        images: Images = {name: nibabel.Nifti1Image.from_filename(file) for name, file in files}
         segmenter = Segmenter(parser)
         (_, reference), *others = ((name, segmenter(variant)) for name, variant in _variants(images))
         different = {name: _different(label, reference) for name, label in others[:-2]}
@@ -101,8 +102,8 @@ class Segmenter:
                 raise ValueError("the network must return the same for the same input")
             self.inputs, self.probs, self.runs = inputs, probs, self.runs + 1
         pred = MetaTensor(self.probs.clone(), affine=data["image"].affine)
-        label = classes_from_codes(self.finish(data | {"pred": pred})["pred"], self.scheme)
-        return nibabel.Nifti1Image(label[0].numpy(), label.affine.numpy())
+        codes = self.finish(data | {"pred": pred})["pred"]
+        return nibabel.Nifti1Image(classes_from_codes(codes, self.scheme)[0].numpy(), codes.affine.numpy())
 
 
 def _variants(images: Images) -> Iterator[tuple[str, Images]]:
@@ -113,7 +114,7 @@ def _variants(images: Images) -> Iterator[tuple[str, Images]]:
     cropped = {name: _cut(image, first - MARGIN, last + MARGIN) for name, image in images.items()}
     yield "as it came", images
     for axes, signs in product(permutations(range(3)), product((1, -1), repeat=3)):
-        orientation = np.array([*zip(axes, signs, strict=True)])
+        orientation: Any = np.array([*zip(axes, signs, strict=True)])
         turned = {name: image.as_reoriented(orientation) for name, image in cropped.items()}
         yield "".join(nibabel.aff2axcodes(turned["t1"].affine)), turned
     yield "padded", {name: _pad(image) for name, image in cropped.items()}

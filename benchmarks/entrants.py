@@ -31,7 +31,7 @@ class Entrant:
     warmup: float = 0.0
 
 
-RATES = ({}, {"learning_rate": 0.0005}, {"learning_rate": 0.002})
+RATES: tuple[dict[str, Any], ...] = ({}, {"learning_rate": 0.0005}, {"learning_rate": 0.002})
 
 ENTRANTS = {
     "omnet": Entrant("OM-Net+CGA", RATES, warmup=1 / 70),

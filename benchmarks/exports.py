@@ -75,7 +75,8 @@ def maps(eager: str, exported: str) -> None:
     """Print, for each case, Dice of WT, TC and ET between its label maps in two folders, and how many voxels differ."""
     rows: list[list[str | float]] = []
     for path in sorted(Path(exported).glob("*_seg.nii.gz")):
-        labels = [torch.from_numpy(nibabel.load(file).get_fdata())[None] for file in (Path(eager) / path.name, path)]
+        images = [nibabel.Nifti1Image.from_filename(file) for file in (Path(eager) / path.name, path)]
+        labels = [torch.from_numpy(image.get_fdata())[None] for image in images]
         first, second = (regions_from_classes(label)[None] for label in labels)
         dice = compute_dice(second, first, ignore_empty=False)[0].tolist()
         rows.append([path.name, *(f"{value:.6f}" for value in dice), str(int((labels[0] != labels[1]).sum()))])

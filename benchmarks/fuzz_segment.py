@@ -98,7 +98,8 @@ def _on_the_command_line(name: str, folder: Path, row: dict[str, Any]) -> list[s
 
 def _crop(case: str) -> np.ndarray:
     """Cut the middle of the brain out of a case."""
-    image = LoadCased()(read_images(case)[0])["image"].numpy()
+    data: dict[Any, Any] = read_images(case)[0]
+    image = LoadCased()(data)["image"].numpy()
     middle = np.argwhere(image.any(0)).mean(0).astype(int)
     return image[(slice(None), *(slice(m - SIZE // 2, m + SIZE // 2) for m in middle))].astype(np.int16)
 

@@ -40,13 +40,11 @@ def main(case: str, output: str, shape: tuple[int, int, int] | None = None, numb
     for copy in (f"case{place}" for place in range(number)):
         (folder / "cases" / copy).mkdir(parents=True)
         for name, file in files.items():
+            target = folder / "cases" / copy / f"{copy}_{name}"
             if shape:
-                nibabel.save(_resample(nibabel.load(file), shape), folder / "cases" / copy / f"{copy}_{name}.nii")
+                nibabel.save(_resample(file, shape), f"{target}.nii")
             else:
-                shutil.copy(
-                    file,
-                    folder / "cases" / copy / f"{copy}_{name}{next(end for end in EXTENSIONS if file.endswith(end))}",
-                )
+                shutil.copy(file, f"{target}{next(end for end in EXTENSIONS if file.endswith(end))}")
     start = time.monotonic()
     words = ["-m", "omnet_monai", "segment", str(folder / "cases"), "--output", str(folder / "segmented")]
     subprocess.run([sys.executable, *words], check=True)
@@ -57,8 +55,9 @@ def main(case: str, output: str, shape: tuple[int, int, int] | None = None, numb
     print(f"{peak:.2f} GiB at the peak; {took:.0f} s, {np.mean(each):.2f} s a case without the start of the program")
 
 
-def _resample(image: nibabel.Nifti1Image, shape: tuple[int, int, int]) -> nibabel.Nifti1Image:
+def _resample(file: str, shape: tuple[int, int, int]) -> nibabel.Nifti1Image:
     """Repeat or leave out voxels of an image, which needs no memory to speak of."""
+    image = nibabel.Nifti1Image.from_filename(file)
     factors = np.divide(shape, image.shape)
     array = ndimage.zoom(np.asarray(image.dataobj), factors, order=0, grid_mode=True, mode="nearest")
     return nibabel.Nifti1Image(array, image.affine @ np.diag([*(1 / factors), 1]))

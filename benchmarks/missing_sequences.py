@@ -80,7 +80,7 @@ def write_without(lost: str, datalist: str, fold: int, path: Path) -> Path:
 def score(datalist: Path, fold: int, weights: Path, output: Path, overrides: dict[str, Any]) -> None:
     """Run the bundle's evaluation of a fold."""
     root = bundle_root("")
-    settings = {
+    settings: dict[str, Any] = {
         "bundle_root": str(root),
         "meta_file": str(root / "configs" / "metadata.json"),
         "logging_file": str(root / "configs" / "logging.conf"),

@@ -236,7 +236,7 @@ def _table(done: dict[str, list[dict[str, Any]]], patients: dict[str, str]) -> s
     scores = {name: np.array([dice[name][case] for case in cases]) for name in done}
     first, owners = next(iter(scores.values())), [patients.get(case, case) for case in cases]
     for (name, runs), title in zip(done.items(), titles, strict=True):
-        paired = paired_differences(*(each.mean(1, keepdims=True) for each in (scores[name], first)), owners)
+        paired = paired_differences(scores[name].mean(1, keepdims=True), first.mean(1, keepdims=True), owners)
         versus = ("-", "-") if scores[name] is first else (f"{paired.mean[0]:+.3f}", f"{paired.error[0]:.3f}")
         steps, minutes = (np.mean([run[key] for run in runs]) for key in ("steps", "minutes"))
         cells = [title, f"{steps:.0f}", f"{minutes:.1f}", _triple(scores[name].mean(0)), f"{scores[name].mean():.3f}"]

@@ -9,6 +9,7 @@ The weights are the ridge regression that puts the right order of each case 1 ab
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import fire
 import numpy as np
@@ -33,7 +34,8 @@ def main(*folders: str, cache: str = "") -> None:
     ranks = _measure(folders, cache)
     print("weights of all cases:", np.array2string(fit(list(ranks.values())), precision=3, separator=", "), sep="\n")
     noticed, named = ({pair: 0 for pair in combinations(range(len(SEQUENCES)), 2)} for _ in range(2))
-    false, rows = [], []
+    false: list[str] = []
+    rows: list[list[str | float]] = []
     for case, held_out in ranks.items():
         weights = fit([other for name, other in ranks.items() if name != case])
         scores = order_scores(held_out, weights)
@@ -46,7 +48,7 @@ def main(*folders: str, cache: str = "") -> None:
             noticed[pair] += scores[best] - scores[_exchanged(pair)] > MARGIN
             named[pair] += best == SEQUENCES
     print("\n" + format_table(["left out", "right order above every other"], rows))
-    table = [
+    table: list[list[str | float]] = [
         ["/".join(SEQUENCES[n] for n in pair), noticed[pair] / len(ranks), named[pair] / len(ranks)] for pair in noticed
     ]
     print("\n" + format_table([f"exchanged, of {len(ranks)}", "noticed", "right order named"], table))
@@ -81,10 +83,10 @@ def _measure(folders: tuple[str, ...], cache: str) -> dict[str, np.ndarray]:
     except OSError:
         pass
     load = LoadCased()
-    cases = [case for folder in folders for case in read_images(folder)]
+    cases: list[dict[Any, Any]] = [case for folder in folders for case in read_images(folder)]
     ranks = {case["case"]: bright_ranks(load(case)["image"].numpy()) for case in cases}
     if cache:
-        np.savez(cache, **ranks)
+        np.savez(cache, allow_pickle=False, **ranks)
     return ranks
 
 

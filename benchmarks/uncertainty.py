@@ -219,10 +219,10 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
             rows.append([name, measure, together, pooled, float(np.mean(shares)), min(shares)])
     share = f"of all wrong voxels in {SHARE:.0%}"
     print("\n" + format_table(["setting", "measure", f"{share} of all", f"{share} of each", "mean", "least"], rows))
-    rows = [
-        [name, *(np.mean([_calibration_error(case[name]["bins"][r]) for case in found.values()]) for r in range(3))]
-        for name in names
-    ]
+    rows = []
+    for name in names:
+        errors = [[_calibration_error(case[name]["bins"][r]) for r in range(len(REGIONS))] for case in found.values()]
+        rows.append([name, *np.mean(errors, axis=0).tolist()])
     print("\n" + format_table(["calibration error", *REGIONS], rows))
     rows = []
     for name in names:
