@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,10 +15,8 @@ COUNTS = (4, 4, 2)
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    monkeypatch.delitem(sys.modules, "heads", raising=False)
-    return importlib.import_module("heads")
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("heads")
 
 
 def test_a_region_comes_from_the_tasks_that_a_choice_names(script: ModuleType) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,10 +12,8 @@ import pytest
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    monkeypatch.delitem(sys.modules, "missing_sequences", raising=False)
-    return importlib.import_module("missing_sequences")
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("missing_sequences")
 
 
 def test_each_sequence_is_taken_away_in_turn_and_what_that_loses_is_told(

@@ -165,7 +165,8 @@ def test_less_certainty_is_asked_of_a_case_without_a_sequence(
     absent: int | None, peaks: tuple[float, float | None], expected: int
 ) -> None:
     probs = make_probs(40)
-    image = torch.ones(4, *probs.shape[1:])
+    image = torch.zeros(4, *probs.shape[1:])
+    image.flatten(1)[range(4), range(4)] = torch.tensor([1.0, -1, 1, -1])  # one voxel of each is enough
     if absent is not None:
         image[absent] = 0
     clear = RemoveUnsureClustersd("pred", peaks[0], incomplete_peak=peaks[1])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,12 +18,9 @@ SMALL: dict[str, Any] = {"network_def#init_filters": 8, "crop_size": [16, 16, 16
 
 
 @pytest.fixture
-def race(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def race(load_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with small networks of its entrants."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    for name in ("race", "entrants", "nnunet"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    module = importlib.import_module("race")
+    module = load_script("race")
     small = {"omnet": TINY, "mc3": TINY, "segresnet": SMALL}
     entrants = {
         name: replace(module.ENTRANTS[name], trials=({**own, "pictures": False},)) for name, own in small.items()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -56,7 +56,7 @@ def test_an_empty_region_of_hardly_any_probability_is_no_doubt() -> None:
 
 @pytest.mark.parametrize("errors", [(0, 0), (0, 4)], ids=["in no case", "in one of two"])
 def test_the_benchmark_looks_for_errors_in_the_cases_that_have_some(
-    errors: tuple[int, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    errors: tuple[int, int], load_script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def result(wrong: int, dice: float) -> dict[str, Any]:
         # 20 voxels, one at the highest level. Among 5 % of the case's voxels, that one, is 1 of 4 wrong ones. Among 5 %
@@ -68,8 +68,7 @@ def test_the_benchmark_looks_for_errors_in_the_cases_that_have_some(
             **{"caught": {"chance of error": caught}, "levels": {"chance of error": levels}, "bins": bins},
         }
 
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    script = importlib.import_module("uncertainty")
+    script = load_script("uncertainty")
     script._print({f"p{n}": {"default": result(wrong, 1 - wrong / 10 - n / 100)} for n, wrong in enumerate(errors)})
     lines = [line for line in capsys.readouterr().out.splitlines() if "chance of error" in line]
     assert [line.split()[-4:] for line in lines] == [["0.250"] * 4] * any(errors)

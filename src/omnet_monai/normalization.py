@@ -43,13 +43,13 @@ class NormalizeNonzerod(MapTransform):
 
 def _normalize(channel: torch.Tensor) -> None:
     slabs, number, total, squares = channel.split(SLAB), 0.0, 0.0, 0.0
-    ones = torch.empty_like(slabs[0])  # where there is something: as floats, with which sums and products are fastest
+    mask = torch.empty_like(slabs[0])  # of floats, with which sums and products are fastest
     for slab in slabs:
-        number += float(torch.ne(slab, 0, out=ones[: len(slab)]).sum())
+        number += float(torch.ne(slab, 0, out=mask[: len(slab)]).sum())
         total += float(slab.sum())
     mean = total / max(number, 1)
     for slab in slabs:
-        inside = torch.ne(slab, 0, out=ones[: len(slab)])
+        inside = torch.ne(slab, 0, out=mask[: len(slab)])
         slab.sub_(mean).mul_(inside)
         squares += float(slab.square().sum())
     deviation = math.sqrt(squares / max(number, 1))
