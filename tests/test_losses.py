@@ -147,13 +147,15 @@ def test_a_task_without_a_patch_adds_zero_and_a_zero_gradient() -> None:
     assert logits[0].grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("weight", [0, 1], ids=["cross entropy", "and Dice"])
 @pytest.mark.parametrize(
     "shared", [(2, 0), (1, 0), (1, 3), (0, 0)], ids=["all on one", "a lone one", "on both", "on none"]
 )
 def test_the_mean_over_processes_is_that_over_all_patches_that_count(
-    shared: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    shared: tuple[int, int], weight: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Patches of the precise task cost ln 4 each; a process without any has a coarse one instead, which does not count.
+    # Patches of the precise task cost ln 4 each, and n of them together 1 - (4n + 1) / (10n + 1) by Dice; a process
+    # without any has a coarse one instead, which does not count.
     total = torch.tensor(float(sum(shared)))
     monkeypatch.setattr("omnet_monai.losses.idist.get_world_size", lambda: 2)
     monkeypatch.setattr("omnet_monai.losses.idist.all_reduce", lambda number: total)
@@ -161,10 +163,11 @@ def test_the_mean_over_processes_is_that_over_all_patches_that_count(
     for number in shared:
         task = torch.tensor([2] * number or [0])
         label = torch.full((len(task), 1, 2, 2, 2), ENHANCING)
-        criterion = OMNetLoss(transfer=None, tasks=["precise"])
+        criterion = OMNetLoss(transfer=None, tasks=["precise"], dice_weight=weight)
         losses.append(criterion([constant_logits(len(task), [0.75, 0.25])], {"label": label, "task": task}))
         reported.append(criterion.task_losses)
-    expected = math.log(4) if sum(shared) else 0.0
+    dice = sum(n * (1 - (4 * n + 1) / (10 * n + 1)) for n in shared) / max(sum(shared), 1)
+    expected = math.log(4) + weight * dice if sum(shared) else 0.0
     assert float(sum(losses)) / 2 == pytest.approx(expected)
     assert torch.stack(reported).isnan().all() == (not sum(shared))
     assert torch.stack(reported).isnan().any() == (not sum(shared))
@@ -218,6 +221,46 @@ def test_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     target = {"label": torch.zeros(shape), "task": torch.zeros(shape[0])}
     with pytest.raises(ValueError, match=r"must share a shape, got .*\[1, 2, 2, 2\].* and "):
         OMNetLoss()([constant_logits(1, [0.25] * 4)], target)
+
+
+def test_dice_of_a_tasks_classes_but_the_first_joins_its_cross_entropy_by_hand() -> None:
+    # Two voxels of eight for each class, at shares 1/8, 1/4 and 1/2 of all eight: twice the overlap is 1/2, 1 and 2,
+    # the sums are 3, 4 and 6, and each of the two numbers is a voxel larger.
+    label = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]).reshape(1, 1, 2, 2, 2)
+    logits = [constant_logits(1, [0.125, 0.125, 0.25, 0.5])]
+    target = {"label": label, "task": torch.tensor([0])}
+    dice = (1.5 / 4 + 2 / 5 + 3 / 7) / 3
+    for weight in (0, 1, 0.5):
+        criterion = OMNetLoss(dice_weight=weight)
+        assert criterion(logits, target).item() == pytest.approx(2.25 * math.log(2) + weight * (1 - dice))
+        assert criterion.task_losses.item() == pytest.approx(2.25 * math.log(2) + weight * (1 - dice))
+
+
+def test_dice_is_that_of_all_patches_that_count_together() -> None:
+    # The first patch of the precise task is all enhancing, the second has none; the third, at a share of 1/3, is not
+    # its own. Twice the overlap is 2 * 6, the sums are 6 + 2 + 8.
+    label = torch.cat([label_with(voxels, ENHANCING, (2, 2, 2)) for voxels in (8, 0, 0)])
+    scores = torch.cat([constant_logits(1, shares) for shares in ([0.25, 0.75], [0.75, 0.25], [2 / 3, 1 / 3])])
+    criterion = OMNetLoss(transfer=None, tasks=["precise"], dice_weight=1)
+    loss = criterion([scores], {"label": label, "task": torch.tensor([2, 2, 1])})
+    assert loss.item() == pytest.approx(math.log(4 / 3) + 1 - 13 / 17)
+
+
+def test_dice_asks_for_nothing_where_a_class_is_rightly_absent_and_of_no_patch() -> None:
+    empty = {"label": label_with(0, ENHANCING, (2, 2, 2)), "task": torch.tensor([2])}
+    sure = torch.tensor([20.0, -20.0]).reshape(1, 2, 1, 1, 1).expand(1, 2, 2, 2, 2).clone().requires_grad_()
+    criterion = OMNetLoss(tasks=["precise"], dice_weight=1)
+    assert criterion([sure], empty).item() == pytest.approx(0, abs=1e-6)
+    loss = criterion([sure], empty | {"task": torch.tensor([1])})
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(sure.grad, torch.zeros_like(sure))
+
+
+@pytest.mark.parametrize("weight", [-1, math.nan], ids=str)
+def test_a_negative_weight_of_dice_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match=f"dice_weight must not be negative, got {weight}"):
+        OMNetLoss(dice_weight=weight)
 
 
 @pytest.mark.parametrize("transfer", [(0.4,), (0.4, 0.5, 0.6), (-0.1, 0.5), (0.4, 50)], ids=str)

@@ -206,6 +206,27 @@ def test_weights_start_as_in_the_release() -> None:
     assert network.backbone.encoders[1][0].conv.weight.std().item() == pytest.approx((2 / 864) ** 0.5, rel=0.03)
 
 
+def test_the_gain_enlarges_the_weights_of_each_categorys_convolution_alone() -> None:
+    plain, gained = (small_network(attention_gain=gain).state_dict() for gain in (1, 4))
+    changed = {name for name, values in plain.items() if not torch.equal(values, gained[name])}
+    assert changed == {f"heads.{head}.segmentation.parts.{k}.weight" for head in (1, 2) for k in (0, 1)}
+    assert all(torch.equal(gained[name], 4 * plain[name]) for name in changed)
+
+
+@torch.no_grad()
+def test_with_a_gain_of_the_channels_what_guided_tasks_see_matters_from_the_start_as_to_the_first() -> None:
+    for gain, least, most in ((1, 0, 0.1), (32, 0.5, 4)):
+        network = small_network(features=(32, 32, 32, 32), attention_gain=gain)
+        first, *guided = (float(scores.std((0, 2, 3, 4)).mean()) for scores in network(normal(2, 4, 16, 16, 16)))
+        assert all(least * first < spread < most * first for spread in guided)
+
+
+@pytest.mark.parametrize("gain", [0, -1, float("nan")], ids=str)
+def test_a_gain_that_is_not_above_zero_is_refused(gain: float) -> None:
+    with pytest.raises(ValueError, match=f"attention_gain must be above 0, got {gain}"):
+        meta_network(attention_gain=gain)
+
+
 def test_normalization_has_the_releases_eps_and_follows_by_a_tenth_a_step() -> None:
     norms = [module for module in meta_network().modules() if isinstance(module, nn.BatchNorm3d)]
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-5, 0.1)}

@@ -11,7 +11,7 @@ from monai.networks.blocks import ChannelSELayer, Convolution
 from monai.networks.layers.factories import Dropout, Pool
 from torch import nn
 
-from omnet_monai.networks.blocks import CrossTaskGuidedAttention, FusionResidualBlock
+from omnet_monai.networks.blocks import ComplementarySegmentation, CrossTaskGuidedAttention, FusionResidualBlock
 from omnet_monai.regions import REGIONS, TASKS, tasks_named
 
 __all__ = ["FusionNet", "OMNet", "TaskHead"]
@@ -138,10 +138,14 @@ class OMNet(nn.Module):
         dropout: probability of dropping a voxel's feature at the deepest level.
         tasks: names of the tasks that the network has a head for, ``None`` for all three. A network for a single task
             has nothing that could guide it: "cga" is idle.
+        attention_gain: how many times as large as by He's rule the weights of the convolutions start that CGA has for
+            each category (ours). They see features that channel weights, which sum to one, have divided by about the
+            number of channels. With that number, logits and gradients of a guided task start as large as those of the
+            first; with 1, as in the release, the backbone learns from the first task alone for a long time.
 
     Raises:
-        ValueError: for an unknown ``attention``, for class counts that cannot hold a task's classes, and for unknown
-            tasks.
+        ValueError: for an unknown ``attention``, for class counts that cannot hold a task's classes, for unknown tasks,
+            and for an ``attention_gain`` that is not above 0.
     """
 
     def __init__(
@@ -154,6 +158,7 @@ class OMNet(nn.Module):
         norm: Sequence | str = ("batch", {"eps": 1e-5, "momentum": 0.1}),
         dropout: float = 0.5,
         tasks: Sequence[str] | None = None,
+        attention_gain: float = 1.0,
     ) -> None:
         super().__init__()
         if attention not in ("cga", "se", "none"):
@@ -161,6 +166,9 @@ class OMNet(nn.Module):
         needed = [len(task.classes) + 1 for task in TASKS]
         if len(class_counts) != len(TASKS) or any(n < m for n, m in zip(class_counts, needed, strict=True)):
             raise ValueError(f"class_counts must be three counts of at least {needed}, got {class_counts}")
+        if not attention_gain > 0:
+            raise ValueError(f"attention_gain must be above 0, got {attention_gain}")
+        self.attention_gain = attention_gain
         norm = norm if isinstance(norm, str) else (norm[0], norm[1])
         own = [TASKS.index(task) for task in tasks_named(tasks)]
         width = features[0]
@@ -180,12 +188,16 @@ class OMNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialize as the release does: He weights, convolution biases 0.1, the first convolution's 0."""
+        """Initialize as the release does, but for the gain: He weights, biases 0.1, the first convolution's 0."""
         convs = [m for m in self.modules() if isinstance(m, nn.modules.conv._ConvNd)]
         for conv in convs:
             nn.init.kaiming_normal_(conv.weight)
             if conv.bias is not None:
                 nn.init.constant_(conv.bias, 0.0 if conv is convs[0] else 0.1)
+        blocks: list[Any] = [m for m in self.modules() if isinstance(m, ComplementarySegmentation)]
+        for block in blocks:
+            for part in block.parts:
+                part.weight.data.mul_(self.attention_gain)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights, strictly whatever is asked: MONAI Label would go on with half of another variant's."""
