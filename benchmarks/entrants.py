@@ -32,12 +32,10 @@ class Entrant:
 
 
 RATES: tuple[dict[str, Any], ...] = ({}, {"learning_rate": 0.0005}, {"learning_rate": 0.002})
-MORE_PATCHES: tuple[dict[str, Any], ...] = ({}, {"patches_per_task": 3}, {"patches_per_task": 3, "learning_rate": 0.0005})
-"""A network of one task has the patches of that task alone: three a step by default, where OM-Net has nine."""
 
 ENTRANTS = {
     "omnet": Entrant("OM-Net+CGA", RATES, warmup=1 / 70),
-    "mc3": Entrant("MC3", MORE_PATCHES, tuple(NETWORKS[n] for n in VARIANTS["mc3"].networks), VARIANTS["mc3"].files, 1 / 70),
+    "mc3": Entrant("MC3", RATES, tuple(NETWORKS[n] for n in VARIANTS["mc3"].networks), VARIANTS["mc3"].files, 1 / 70),
     "segresnet": Entrant(
         "SegResNet",
         (

@@ -314,6 +314,18 @@ def test_the_metadata_follows_the_official_schema(data_root: Path, tmp_path: Pat
     verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(copy))
 
 
+def test_in_few_steps_attention_starts_and_learns_as_many_times_as_fast_as_features_have_channels() -> None:
+    parser = read("train.json", "few_steps.json")
+    parser["network_def#features"] = [8, 8, 8, 8]
+    network, optimizer = parser.get_parsed_content("network_def"), parser.get_parsed_content("optimizer")
+    assert network.attention_gain == 8
+    assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.001, 0.008])
+    assert parser.get_parsed_content("loss_function").dice_weight == 1
+    usual = read("train.json")
+    draws = [p["steps_per_epoch"] * p["cases_per_step"] * p["patches_per_task"] for p in (parser, usual)]
+    assert draws[0] == draws[1]  # patches of an epoch
+
+
 def test_the_papers_learning_rate_halves_every_80000_steps() -> None:
     parser = read("train.json", "paper.json")
     parser["network_def#features"] = [2, 2, 2, 2]
@@ -349,8 +361,9 @@ def test_the_papers_learning_rate_halves_every_80000_steps() -> None:
         ([], {"seed": 1}),
         ([], {"learning_rate": 0.01}),
         ([], {"patch_size": [16, 16, 16]}),
-        ([], {"steps_per_epoch": 20}),
-        ([], {"network_def#attention_gain": 1}),
+        (["few_steps.json"], {}),
+        ([], {"steps_per_epoch": 40}),
+        ([], {"network_def#attention_gain": 32}),
         ([], {"loss_function#dice_weight": 0.5}),
         ([], {"weights": "model.pt"}),
         ([], {"channel_order": ["flair", "t1", "t1c", "t2"]}),
