@@ -60,11 +60,10 @@ def score(patches: str, *weights: str, number: int = 60, seed: int = 7) -> str:
     held_out = _drawn(everyone, config["lesions_exclude"], number, seed)
     dataset = LesionPatches(patches, config["lesions"]["spacing"], sorted(set(everyone) - set(held_out)))
     parser = inference_config(bundle_root(), {"search": 0})
-    network, inferer = (parser.get_parsed_content(name) for name in ("network", "inferer"))
     rows: list[list[str | float]] = []
     for path in weights:
-        load_weights(network.eval(), path)
-        found = [_compared(dataset[place], network, inferer) for place in range(len(dataset))]
+        load_weights(parser.get_parsed_content("network").eval(), path)
+        found = [_compared(dataset[place], parser) for place in range(len(dataset))]
         means = [_mean_dice(found, region) for region in range(len(REGIONS))]
         pred, truth = (torch.cat([masks.flatten(1) for masks in side], 1) for side in zip(*found, strict=True))
         rows.append([path, *means, *(dice(pred[region], truth[region]) for region in range(len(REGIONS)))])
@@ -72,9 +71,10 @@ def score(patches: str, *weights: str, number: int = 60, seed: int = 7) -> str:
 
 
 @torch.inference_mode()
-def _compared(case: dict[str, torch.Tensor], network: torch.nn.Module, inferer: object) -> tuple[torch.Tensor, ...]:
-    """Return the nested masks of the regions that a network finds in a patch, and the true ones."""
-    probs = inferer(case["image"].float()[None], network)[0]  # type: ignore[operator]
+def _compared(case: dict[str, torch.Tensor], parser: ConfigParser) -> tuple[torch.Tensor, ...]:
+    """Return the nested masks of the regions that the network finds in a patch, and the true ones."""
+    device, network, inferer = (parser.get_parsed_content(name) for name in ("device", "network", "inferer"))
+    probs = inferer(case["image"].float()[None].to(device), network)[0].cpu()
     return (probs > 0.5).cumprod(0).bool(), regions_from_classes(case["label"])
 
 

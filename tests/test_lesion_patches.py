@@ -53,7 +53,7 @@ def test_only_patients_held_out_are_scored_by_region_and_together(
             AllTumor.asked += 1
             return torch.ones_like(x[:, :3])
 
-    parser = {"network": AllTumor(), "inferer": lambda inputs, network: network(inputs)}
+    parser = {"device": "cpu", "network": AllTumor(), "inferer": lambda inputs, network: network(inputs)}
     parsed = type("Parser", (), {"get_parsed_content": lambda self, name: parser[name]})()
     monkeypatch.setattr(script, "inference_config", lambda root, overrides: parsed)
     monkeypatch.setattr(script, "load_weights", lambda network, path: None)
