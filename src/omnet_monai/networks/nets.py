@@ -140,8 +140,8 @@ class OMNet(nn.Module):
             has nothing that could guide it: "cga" is idle.
         attention_gain: how many times as large as by He's rule the weights of the convolutions start that CGA has for
             each category (ours). They see features that channel weights, which sum to one, have divided by about the
-            number of channels. With that number, logits and gradients of a guided task start as large as those of the
-            first; with 1, as in the release, the backbone learns from the first task alone for a long time.
+            number of channels. With that number, logits and gradients of a guided task start about as large as those of
+            the first; with 1, as in the release, at a tenth or less of that.
 
     Raises:
         ValueError: for an unknown ``attention``, for class counts that cannot hold a task's classes, for unknown tasks,
