@@ -36,7 +36,7 @@ STACKS = {
     "multi_gpu_evaluate": ["train.json", "evaluate.json", "multi_gpu_evaluate.json"],
     **{
         name: ["train.json", f"{name}.json"]
-        for name in ("no_attention", "se", "no_transfer", "no_curriculum", "mc1", "refined", "precise")
+        for name in ("few_steps", "no_attention", "se", "no_transfer", "no_curriculum", "mc1", "refined", "precise")
     },
     "mc2": ["train.json", "evaluate.json", "mc2.json"],
     "mc3": ["train.json", "evaluate.json", "mc3.json"],

@@ -240,7 +240,7 @@ def test_given_weights_start_with_all_tasks(
     assert (tmp_path / "model.pt").is_file()  # without validation the last network is kept
 
 
-@pytest.mark.parametrize("variant", ["no_attention", "se", "no_transfer", "no_curriculum"])
+@pytest.mark.parametrize("variant", ["few_steps", "no_attention", "se", "no_transfer", "no_curriculum"])
 def test_variants_train_what_their_names_say(
     variant: str, phantoms: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
