@@ -237,9 +237,9 @@ def test_dice_of_a_tasks_classes_but_the_first_joins_its_cross_entropy_by_hand()
 
 
 def test_dice_is_that_of_all_patches_that_count_together() -> None:
-    # The first patch of the precise task is all enhancing, the second has none; the third, at a share of 1/3, is not
-    # its own. Twice the overlap is 2 * 6, the sums are 6 + 2 + 8.
-    label = torch.cat([label_with(voxels, ENHANCING, (2, 2, 2)) for voxels in (8, 0, 0)])
+    # The first patch of the precise task is all enhancing, the second has none; the third, half enhancing, is not its
+    # own. Twice the overlap is 2 * 6, the sums are 6 + 2 + 8.
+    label = torch.cat([label_with(voxels, ENHANCING, (2, 2, 2)) for voxels in (8, 0, 4)])
     scores = torch.cat([constant_logits(1, shares) for shares in ([0.25, 0.75], [0.75, 0.25], [2 / 3, 1 / 3])])
     criterion = OMNetLoss(transfer=None, tasks=["precise"], dice_weight=1)
     loss = criterion([scores], {"label": label, "task": torch.tensor([2, 2, 1])})
